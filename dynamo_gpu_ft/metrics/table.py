@@ -1,0 +1,132 @@
+"""The one table of metrics: name, kind, help, labels, unit, and which process of an engine reports it.
+
+At the listening end of every flow. The recorder, the tests and the documentation read this table; a name that is not here
+cannot be recorded. Names follow `dynamo_gpu_ft_<name>_<unit>`, with `_total` on counters only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+PREFIX = "dynamo_gpu_ft_"
+
+Kind = Literal["counter", "gauge", "histogram"]
+Process = Literal["front", "scheduler", "worker"]
+"""front: the API server with the resilient client. scheduler, worker: the connector's two halves inside the engine."""
+
+Counter = Literal[
+    "snapshot_bytes_total",
+    "snapshot_dropped_blocks_total",
+    "seal_failures_total",
+    "verify_failures_total",
+    "restored_tokens_total",
+    "recomputed_tokens_total",
+    "recoveries_total",
+]
+Gauge = Literal["snapshot_lag_tokens", "snapshot_lag_bytes", "open_requests", "protected", "info"]
+Histogram = Literal["recovery_duration_seconds"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row. `name` is without the prefix; `processes` says on whose port it moves."""
+
+    name: str
+    kind: Kind
+    help: str
+    unit: str
+    processes: tuple[Process, ...]
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        return PREFIX + self.name
+
+
+_ALL: tuple[Process, ...] = ("front", "scheduler", "worker")
+_SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
+
+TABLE: tuple[Metric, ...] = (
+    Metric(
+        "snapshot_bytes_total",
+        "counter",
+        "Payload bytes copied and sealed in the arena",
+        "bytes",
+        ("worker",),
+    ),
+    Metric(
+        "snapshot_lag_tokens",
+        "gauge",
+        "Tokens whose KV is computed but not yet sealed: what a kill now would cost",
+        "tokens",
+        ("worker",),
+    ),
+    Metric(
+        "snapshot_lag_bytes", "gauge", "Payload bytes queued or being copied", "bytes", ("worker",)
+    ),
+    Metric(
+        "snapshot_dropped_blocks_total",
+        "counter",
+        "Blocks not snapshotted, by reason (lag: the queue was full; full: no slot could be evicted)",
+        "blocks",
+        ("worker",),
+        ("reason",),
+    ),
+    Metric(
+        "seal_failures_total",
+        "counter",
+        "Blocks that were copied but could not be sealed, by reason",
+        "blocks",
+        ("worker",),
+        ("reason",),
+    ),
+    Metric(
+        "verify_failures_total",
+        "counter",
+        "Blocks refused on the way back, by reason; each is recomputed",
+        "blocks",
+        ("scheduler", "worker"),
+        ("reason",),
+    ),
+    Metric(
+        "restored_tokens_total",
+        "counter",
+        "Tokens of resumed requests whose KV came from the arena",
+        "tokens",
+        ("front",),
+    ),
+    Metric(
+        "recomputed_tokens_total",
+        "counter",
+        "Tokens of resumed requests whose KV was computed again",
+        "tokens",
+        ("front",),
+    ),
+    Metric(
+        "recovery_duration_seconds",
+        "histogram",
+        "Duration of recovery steps; step=all is the whole recovery",
+        "seconds",
+        ("front",),
+        ("step",),
+        _SECONDS,
+    ),
+    Metric(
+        "recoveries_total", "counter", "Recoveries ended, by outcome", "", ("front",), ("outcome",)
+    ),
+    Metric("open_requests", "gauge", "Requests with an open stream", "requests", ("front",)),
+    Metric("protected", "gauge", "1 while protection is on, 0 once it had to give up", "", _ALL),
+    Metric("info", "gauge", "Always 1; labels describe the build", "", _ALL, ("version", "digest")),
+)
+
+
+def markdown_table() -> str:
+    """The table for the documentation, generated so that it cannot lie."""
+    lines = ["| metric | kind | labels | reported by | meaning |", "|---|---|---|---|---|"]
+    for row in TABLE:
+        labels = ", ".join(f"`{label}`" for label in row.labels)
+        by = ", ".join(row.processes)
+        lines.append(f"| `{row.full_name}` | {row.kind} | {labels} | {by} | {row.help} |")
+    return "\n".join(lines)
