@@ -1,0 +1,174 @@
+"""The `inspect` command: opens an arena read-only and shows namespaces, blocks, open requests; `--verify` reads every payload.
+
+Sits beside a running engine without disturbing it, or looks at what a dead one left. An arena that does not check is refused
+with the place and the reason the core gives: exit code 1; no arena, or no core to read it: 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynamo_gpu_ft import native
+from dynamo_gpu_ft.cli.progress import tracked
+from dynamo_gpu_ft.cli.render import as_json, columns
+from dynamo_gpu_ft.config import Config
+from dynamo_gpu_ft.kv import namespace
+from dynamo_gpu_ft.recovery import ledger
+from dynamo_gpu_ft.units import format_bytes
+
+if TYPE_CHECKING:
+    from dynamo_gpu_ft.native import _core
+
+# What verify says about a slot that a live writer changed meanwhile: not a fault.
+_MOVED = ("changed", "empty")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "arena", nargs="?", help="name or path of an arena; default: the configured one"
+    )
+    parser.add_argument("--verify", action="store_true", help="check the digest of every payload")
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    path = _path_of(args.arena)
+    if not path.exists():
+        _say(args.json, path, "not_found", f"no arena at {path}. {_others(path)}")
+        return 2
+    core = native.load()
+    try:
+        arena = core.Arena.open(str(path), read_only=True)
+    except core.CoreError as error:
+        _say(args.json, path, error.code, f"{path} is refused ({error.code}): {error}")
+        return 2 if error.code == "not_found" else 1
+    try:
+        answer = describe(arena)
+        if args.verify:
+            answer["verify"] = verify(arena)
+    except core.CoreError as error:
+        _say(args.json, path, error.code, f"{path} is refused ({error.code}): {error}")
+        return 1
+    finally:
+        arena.close()
+    print(as_json(answer) if args.json else as_text(answer))
+    return 1 if answer.get("verify", {}).get("bad") else 0
+
+
+def describe(arena: _core.Arena) -> dict[str, Any]:
+    """What the arena holds, as plain data. Reads index and ledger, no payload; a live writer may move on meanwhile."""
+    records = arena.read_ledger()
+    return {
+        "path": arena.path,
+        "file_bytes": arena.file_bytes,
+        "slot_bytes": arena.slot_bytes,
+        "slots": arena.slots,
+        "digest": arena.digest_name,
+        "epoch": arena.epoch,
+        "counts": dict(arena.counts()),
+        "namespaces": [namespace.decode(record) for record in arena.namespaces()],
+        "blocks": _blocks(arena.scan()),
+        "ledger": {"records": len(records.records), "end": records.end},
+        "open_requests": [
+            {
+                "request_id": request.request_id,
+                "prompt_tokens": len(request.prompt_token_ids),
+                "generated_tokens": len(request.token_ids),
+            }
+            for request in ledger.replay(arena)
+        ],
+    }
+
+
+def verify(arena: _core.Arena) -> dict[str, Any]:
+    """Reads the payload of every sealed slot. `bad` lists those whose bytes are not what was sealed."""
+    sealed = [slot for slot in arena.scan() if slot.state == "sealed"]
+    results: Counter[str] = Counter()
+    bad: list[dict[str, Any]] = []
+    for slot in tracked(sealed, len(sealed), "verifying payloads"):
+        result = arena.verify(slot.slot)
+        results[result] += 1
+        if result != "ok" and result not in _MOVED:
+            bad.append({"slot": slot.slot, "shard": slot.shard, "position": slot.position,
+                        "block_hash": slot.block_hash.hex(), "result": result})  # fmt: skip
+    return {"sealed": len(sealed), "results": dict(results), "bad": bad}
+
+
+def as_text(answer: dict[str, Any]) -> str:
+    counts = answer["counts"]
+    parts = [
+        f"{answer['path']}: {format_bytes(answer['file_bytes'])}, epoch {answer['epoch']}, "
+        f"{answer['slots']} slots of {format_bytes(answer['slot_bytes'])}, digest {answer['digest']}",
+        "slots: " + ", ".join(f"{count} {state}" for state, count in counts.items()),
+        f"\nnamespaces: {len(answer['namespaces'])}",
+    ]
+    for index, record in enumerate(answer["namespaces"]):
+        engine = record.get("engine", record)
+        parts.append(f"  {index}: " + ", ".join(f"{key}={value}" for key, value in engine.items()))
+    parts.append("\nblocks:" if answer["blocks"] else "\nblocks: none")
+    if answer["blocks"]:
+        parts.append(_table(answer["blocks"]))
+    requests = answer["open_requests"]
+    records = answer["ledger"]
+    parts.append(
+        f"\nopen requests: {len(requests)} ({records['records']} records, {records['end']})"
+    )
+    if requests:
+        parts.append(_table(requests))
+    if "verify" in answer:
+        found = answer["verify"]
+        said = ", ".join(f"{count} {result}" for result, count in found["results"].items())
+        parts.append(f"\nverified {found['sealed']} payloads: {said or 'none there'}")
+        if found["bad"]:
+            parts.append(_table(found["bad"]))
+    return "\n".join(parts)
+
+
+def _blocks(slots: Sequence[_core.SlotInfo]) -> list[dict[str, Any]]:
+    """Slots summed up by namespace, shard, epoch and state."""
+    groups: dict[tuple[int, int, int, str], list[_core.SlotInfo]] = {}
+    for slot in slots:
+        groups.setdefault((slot.namespace, slot.shard, slot.epoch, slot.state), []).append(slot)
+    return [
+        {
+            "namespace": key[0],
+            "shard": key[1],
+            "epoch": key[2],
+            "state": key[3],
+            "blocks": len(group),
+            "held": sum(slot.held for slot in group),
+            "bytes": sum(slot.payload_bytes for slot in group),
+        }
+        for key, group in sorted(groups.items())
+    ]
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    return columns(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def _path_of(given: str | None) -> Path:
+    """A path if it looks like one or is one, else the arena of that name in the configured folder."""
+    config = Config.load()
+    if given is None:
+        return Path(config.arena_path)
+    if "/" in given or Path(given).exists():
+        return Path(given)
+    return Path(Config.load({"arena_name": given}).arena_path)
+
+
+def _others(path: Path) -> str:
+    """Which arenas there are beside a path that is none."""
+    names = sorted(other.name for other in path.parent.glob("dynamo_gpu_ft-*.arena"))
+    return f"There are: {', '.join(names)}" if names else f"There is none in {path.parent}"
+
+
+def _say(json: bool, path: Path, code: str, message: str) -> None:
+    if json:
+        print(as_json({"path": str(path), "error": code, "message": message}))
+    print(f"dynamo-gpu-ft inspect: {message}", file=sys.stderr)
