@@ -94,8 +94,15 @@ def verify(arena: _core.Arena) -> dict[str, Any]:
         result = arena.verify(slot.slot)
         results[result] += 1
         if result != "ok" and result not in _MOVED:
-            bad.append({"slot": slot.slot, "shard": slot.shard, "position": slot.position,
-                        "block_hash": slot.block_hash.hex(), "result": result})  # fmt: skip
+            bad.append(
+                {
+                    "slot": slot.slot,
+                    "shard": slot.shard,
+                    "position": slot.position,
+                    "block_hash": slot.block_hash.hex(),
+                    "result": result,
+                }
+            )
     return {"sealed": len(sealed), "results": dict(results), "bad": bad}
 
 
