@@ -20,6 +20,7 @@ Counter = Literal[
     "snapshot_dropped_blocks_total",
     "seal_failures_total",
     "verify_failures_total",
+    "loaded_tokens_total",
     "restored_tokens_total",
     "recomputed_tokens_total",
     "recoveries_total",
@@ -89,6 +90,13 @@ TABLE: tuple[Metric, ...] = (
         "blocks",
         ("scheduler", "worker"),
         ("reason",),
+    ),
+    Metric(
+        "loaded_tokens_total",
+        "counter",
+        "Tokens whose KV was copied from the arena into this worker and verified",
+        "tokens",
+        ("worker",),
     ),
     Metric(
         "restored_tokens_total",

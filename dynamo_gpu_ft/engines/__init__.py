@@ -1,0 +1,1 @@
+"""One folder per engine; the only place that imports one."""

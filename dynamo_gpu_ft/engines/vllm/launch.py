@@ -1,0 +1,86 @@
+"""Starting and ending one vLLM engine (EngineCore and its workers) from the serving process.
+
+An `Engine` is one start: its client object, the tag its processes carry, and the moment it is known to be dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+import uuid
+from typing import Any
+
+from vllm.v1.engine.core_client import EngineCoreClient
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from dynamo_gpu_ft.recovery import processes
+
+_log = logging.getLogger("dynamo_gpu_ft.engines.vllm")
+
+
+def new_tag() -> str:
+    return uuid.uuid4().hex
+
+
+class Engine:
+    """One started engine. `core` is vLLM's client of it; `died` is set, on the loop, when a core process has exited."""
+
+    def __init__(self, core: Any, tag: str) -> None:
+        self.core, self.tag = core, tag
+        self.died = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._watched: list[int] = []
+
+    def watch(self) -> None:
+        """Wakes whoever awaits outputs as soon as a core process exits; vLLM itself polls about once a second.
+
+        Call on the event loop."""
+        self._loop = asyncio.get_running_loop()
+        manager = self.core.resources.engine_manager
+        for sentinel in manager.sentinels() if manager is not None else ():
+            self._loop.add_reader(sentinel, self._exited)
+            self._watched.append(sentinel)
+
+    def _exited(self) -> None:
+        self.unwatch()
+        self.core.outputs_queue.put_nowait(EngineDeadError())
+
+    def unwatch(self) -> None:
+        self.died.set()
+        for sentinel in self._watched:
+            if self._loop is not None:
+                self._loop.remove_reader(sentinel)
+        self._watched.clear()
+
+    def pids(self) -> tuple[int, ...]:
+        return tuple(sorted(p.pid for p in processes.find(self.tag)))
+
+    def end(self, *, deadline_s: float) -> None:
+        """SIGKILLs what is left of it and releases vLLM's client. Blocks, at most about `deadline_s`."""
+        left = processes.end_all(self.tag, deadline_s=deadline_s)
+        if left:
+            _log.warning("processes %s of the dead engine would not end", [p.pid for p in left])
+        self.core.shutdown(timeout=0)
+
+
+class Launcher:
+    """Starts engines like the first one, each under a new engine id, hence in a new epoch of the arena."""
+
+    def __init__(self, vllm_config: Any, executor_class: type[Any], *, log_stats: bool) -> None:
+        self._pristine = copy.deepcopy(vllm_config)
+        self._executor_class, self._log_stats = executor_class, log_stats
+
+    def start(self, tag: str) -> Any:
+        """vLLM's client of a new, ready engine. Blocks for the whole start; raises what vLLM raises when it fails.
+
+        NOTE: always call it on the same long-lived thread: the death of the thread that spawned a process can end it."""
+        config = copy.deepcopy(self._pristine)
+        if config.kv_transfer_config is not None:
+            config.kv_transfer_config.engine_id = str(uuid.uuid4())
+        with processes.tagged(tag):
+            return EngineCoreClient.make_async_mp_client(
+                vllm_config=config,
+                executor_class=self._executor_class,
+                log_stats=self._log_stats,
+            )

@@ -1,0 +1,28 @@
+"""The `vllm.general_plugins` entry point: makes the connector known by name in every vLLM process.
+
+vLLM calls this unguarded and more than once, so it never raises and can be repeated.
+"""
+
+from __future__ import annotations
+
+import logging
+
+CONNECTOR = "GpuFtConnector"
+MODULE = "dynamo_gpu_ft.engines.vllm.connector"
+
+
+def register() -> None:
+    """Registers `GpuFtConnector` with vLLM's connector factory; on failure one warning, and vLLM goes on."""
+    try:
+        from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+
+        if CONNECTOR not in KVConnectorFactory._registry:
+            KVConnectorFactory.register_connector(CONNECTOR, MODULE, CONNECTOR)
+    except Exception as error:
+        logging.getLogger("dynamo_gpu_ft.engines.vllm").warning(
+            "could not register %s with vLLM (%s: %s); name it with kv_connector_module_path %s",
+            CONNECTOR,
+            type(error).__name__,
+            error,
+            MODULE,
+        )

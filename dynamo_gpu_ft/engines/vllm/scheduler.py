@@ -1,0 +1,149 @@
+"""Scheduler half of the connector: decides per step which blocks to store and load, from vLLM's own request objects.
+
+Runs in EngineCore. It reads the arena's index (never a payload) to answer how much of a prompt can be restored; all
+copying is the worker half's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dynamo_gpu_ft.engines.vllm import compat
+from dynamo_gpu_ft.engines.vllm.metadata import StepMetadata
+from dynamo_gpu_ft.kv import policy, restore
+from dynamo_gpu_ft.kv.blocks import Run, Usable, make_run
+
+#: A block that could not be stored is tried again this many steps later.
+RETRY_STEPS = 32
+
+
+class Reader(Protocol):
+    def usable(self, block_hashes: Sequence[bytes]) -> Usable: ...
+
+
+@dataclass(slots=True)
+class _Tracked:
+    """One request the scheduler has given blocks to. `stored` counts the leading blocks asked to be stored."""
+
+    request: Any
+    stored: int = 0
+    not_before: int = 0
+
+
+class SchedulerHalf:
+    """Called from EngineCore's one thread; nothing here blocks."""
+
+    def __init__(self, reader: Reader, *, block_size: int, snapshot: bool, decode: bool) -> None:
+        self._reader, self._block_size = reader, block_size
+        self._snapshot, self._decode = snapshot, decode
+        self._tracked: dict[str, _Tracked] = {}
+        self._plans: dict[str, restore.RestorePlan] = {}
+        self._loads: list[Run] = []
+        self._loading: set[str] = set()
+        self._finished: list[str] = []
+        self._released: list[str] = []
+        self._step = 0
+
+    def matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
+        """(tokens that can be loaded beyond the local hit, loaded asynchronously). Mutates nothing that a second call would notice."""
+        if request.skip_reading_prefix_cache or num_computed_tokens % self._block_size:
+            return 0, False
+        limit = policy.restorable_blocks(
+            num_tokens=request.num_tokens,
+            block_size=self._block_size,
+            hashed_blocks=len(request.block_hashes),
+        )
+        if limit * self._block_size <= num_computed_tokens:
+            return 0, False
+        usable = self._reader.usable([bytes(h) for h in request.block_hashes[:limit]])
+        plan = restore.plan(usable, local_tokens=num_computed_tokens, block_size=self._block_size)
+        if plan.count == 0:
+            self._plans.pop(request.request_id, None)
+            return 0, False
+        self._plans[request.request_id] = plan
+        return plan.count * self._block_size, True
+
+    def allocated(self, request: Any, block_ids: Sequence[int], num_external_tokens: int) -> None:
+        """vLLM has given `request` its blocks; loads what it took of the answer of `matched_tokens`."""
+        request_id = request.request_id
+        tracked = self._tracked.setdefault(request_id, _Tracked(request))
+        tracked.request = request
+        plan = self._plans.pop(request_id, None)
+        if num_external_tokens <= 0 or plan is None:
+            return
+        count = min(plan.count, -(-num_external_tokens // self._block_size))
+        ids = block_ids[plan.first : plan.first + count]
+        self._loads.append(make_run(request_id, plan.first, ids, request.block_hashes))
+        self._loading.add(request_id)
+
+    def build(self, scheduler_output: Any, manager: Any) -> StepMetadata:
+        """This step's orders. Called once per step, after allocation and before vLLM advances its counters."""
+        self._step += 1
+        step = StepMetadata(
+            loads=self._loads,
+            finished=self._finished,
+            released=self._released,
+            preempted=list(scheduler_output.preempted_req_ids or ()),
+        )
+        self._loads, self._finished, self._released = [], [], []
+        for request_id, scheduled in scheduler_output.num_scheduled_tokens.items():
+            tracked = self._tracked.get(request_id)
+            if tracked is None or not self._snapshot or self._step < tracked.not_before:
+                continue
+            run = self._run_to_store(tracked, scheduled, scheduler_output, manager)
+            if run is not None:
+                step.stores.append(run)
+        return step
+
+    def pending_loads(self) -> list[Run]:
+        """Loads planned but not yet sent to the workers."""
+        return list(self._loads)
+
+    def _run_to_store(
+        self, tracked: _Tracked, scheduled: int, scheduler_output: Any, manager: Any
+    ) -> Run | None:
+        request = tracked.request
+        wanted = policy.blocks_to_store(
+            stored=tracked.stored,
+            computed_tokens=request.num_computed_tokens + scheduled,
+            block_size=self._block_size,
+            hashed_blocks=len(request.block_hashes),
+            prompt_blocks=request.num_prompt_tokens // self._block_size,
+            decode=self._decode,
+        )
+        if not wanted:
+            return None
+        ids = compat.request_block_ids(scheduler_output, manager, request.request_id)
+        if ids is None or len(ids) < wanted.stop:
+            return None
+        tracked.stored = wanted.stop
+        return make_run(
+            request.request_id, wanted.start, ids[wanted.start : wanted.stop], request.block_hashes
+        )
+
+    def reported(self, gaps: dict[str, int], finished_loads: Sequence[str]) -> None:
+        """What the workers found: blocks to try again, loads that are over."""
+        self._loading.difference_update(finished_loads)
+        for request_id, first in gaps.items():
+            tracked = self._tracked.get(request_id)
+            if tracked is not None:
+                tracked.stored = min(tracked.stored, first)
+                tracked.not_before = self._step + RETRY_STEPS
+
+    def ended(self, request: Any) -> bool:
+        """True when vLLM must keep the request's blocks until the workers report it sent.
+
+        NOTE: never True while a load is under way: vLLM then frees the blocks when the load is reported, and would free
+        them twice (0.31 and 0.32, Scheduler._update_from_kv_xfer_finished)."""
+        request_id = request.request_id
+        self._plans.pop(request_id, None)
+        tracked = self._tracked.pop(request_id, None)
+        if tracked is None or tracked.stored == 0:
+            return False
+        if request_id in self._loading:
+            self._released.append(request_id)
+            return False
+        self._finished.append(request_id)
+        return True

@@ -1,0 +1,60 @@
+"""The serving process's side of the arena: opening it once an engine has made it, and keeping the request ledger there.
+
+Without an arena (not configured, or it could not be made) requests are still recovered from this process's memory.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from dynamo_gpu_ft import native
+from dynamo_gpu_ft.config import Config
+from dynamo_gpu_ft.engines.vllm.streams import Streams
+from dynamo_gpu_ft.errors import GpuFtError
+from dynamo_gpu_ft.kv import arena
+from dynamo_gpu_ft.metrics import metrics
+from dynamo_gpu_ft.recovery.ledger import LedgerWriter
+
+_log = logging.getLogger("dynamo_gpu_ft.engines.vllm")
+
+
+class Shelter:
+    """Opened at the first ready engine; stays open over all later ones."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._arena: native._core.Arena | None = None
+        self._tried = False
+
+    def enter(self, streams: Streams) -> int:
+        """The arena's epoch, 0 without an arena. The first success also starts the ledger. Never raises."""
+        if not self._tried:
+            self._tried = True
+            try:
+                self._open(streams)
+            except (GpuFtError, RuntimeError) as error:
+                _log.error(
+                    "NOT PROTECTED: no request ledger and no KV to restore from: %s. "
+                    "After a fault, open requests go on from this process's memory, by computing their prompts again",
+                    error,
+                )
+        metrics().set("protected", 1 if self._arena is not None else 0)
+        return self._arena.epoch if self._arena is not None else 0
+
+    def _open(self, streams: Streams) -> None:
+        opened = arena.open_existing(Path(self._config.arena_path))
+        self._arena = opened
+        streams.ledger = LedgerWriter(opened, takeover=self._config.takeover)
+        if streams.ledger.abandoned:
+            _log.warning(
+                "a former server left %d open requests in %s; their clients are gone, their KV is kept",
+                len(streams.ledger.abandoned),
+                opened.path,
+            )
+
+    def close(self) -> None:
+        """Closes the mapping; the file stays for whoever comes next."""
+        if self._arena is not None:
+            opened, self._arena = self._arena, None
+            opened.close()

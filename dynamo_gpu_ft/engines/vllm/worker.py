@@ -1,0 +1,126 @@
+"""Worker half of the connector: turns the scheduler half's orders into copies of this rank's blocks.
+
+Runs in each vLLM worker, on the step's thread; the copies run on the tier's threads. It joins the arena when vLLM hands
+over the KV tensors, and reports metrics from this process.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dynamo_gpu_ft.config import Config
+from dynamo_gpu_ft.engines.vllm.identity import Identity
+from dynamo_gpu_ft.engines.vllm.metadata import StepMetadata
+from dynamo_gpu_ft.errors import NotProtected
+from dynamo_gpu_ft.kv import arena, layout, namespace
+from dynamo_gpu_ft.kv.base import Tier
+from dynamo_gpu_ft.kv.snapshot import Progress, SnapshotQueue
+from dynamo_gpu_ft.metrics import metrics, port_of
+
+_log = logging.getLogger("dynamo_gpu_ft.engines.vllm")
+
+
+class WorkerHalf:
+    """One rank's stores and loads. Construct with `join`."""
+
+    def __init__(self, tier: Tier, config: Config, block_size: int) -> None:
+        self._tier, self._block_size = tier, block_size
+        self._queue = SnapshotQueue(
+            tier, max_lag_bytes=config.max_lag_bytes, load_timeout_s=config.load_timeout_s
+        )
+
+    @classmethod
+    def join(
+        cls, tensors: Mapping[str, Any], identity: Identity, shard: int, config: Config
+    ) -> WorkerHalf:
+        """Opens the arena and this shard's writer. Blocks for the arena's allocation when this rank is first.
+
+        Raises `NotProtected` or `ArenaError`."""
+        described = layout.describe(tensors, identity.num_blocks)
+        if described.block_bytes > identity.slot_bytes:
+            raise NotProtected(
+                "this rank's KV block is larger than the arena's slots",
+                where=f"shard {shard}",
+                value=described.block_bytes,
+                rule=f"at most {identity.slot_bytes} bytes",
+                remedy="serve without the connector and report this line",
+            )
+        opened = arena.open_or_create(
+            Path(config.arena_path), slot_bytes=identity.slot_bytes, config=config
+        )
+        arena.begin_epoch(opened, identity.engine_id, takeover=config.takeover)
+        writer = arena.attach_writer(
+            opened,
+            shard=shard,
+            engine_id=identity.engine_id,
+            record=namespace.encode(identity.engine, described.fingerprint),
+            takeover=config.takeover,
+        )
+        port = port_of("worker", config.metrics_port, rank=shard)
+        metrics().start("worker", port=port, host=config.metrics_host)
+        first = next(iter(tensors.values()))
+        tier: Tier
+        if first.device.type == "cpu":
+            tier = arena.HostTier(writer, described, threads=config.copy_threads)
+        else:
+            from dynamo_gpu_ft.kv.device import DeviceTier
+
+            tier = DeviceTier(opened, writer, described, tensors)
+        _log.info(
+            "KV snapshots on: arena %s, shard %d, epoch %d, %d slots of %d bytes",
+            opened.path,
+            shard,
+            writer.epoch,
+            opened.slots,
+            opened.slot_bytes,
+        )
+        return cls(tier, config, identity.block_size)
+
+    def before_step(self, step: StepMetadata) -> None:
+        """Before the forward pass: blocks of preempted requests are about to be reused."""
+        if step.preempted:
+            self._queue.preempt(step.preempted)
+
+    def start_loads(self, step: StepMetadata) -> None:
+        for run in step.loads:
+            self._queue.load(run)
+
+    def after_step(self, step: StepMetadata) -> None:
+        """After the forward pass: this step's blocks are complete."""
+        for run in step.stores:
+            self._queue.store(run)
+        for request_id in step.finished:
+            self._queue.finish(request_id)
+        for request_id in step.released:
+            self._queue.finish(request_id, report=False)
+
+    def poll(self) -> Progress:
+        progress = self._queue.poll()
+        self._report()
+        return progress
+
+    def abandon(self) -> Progress:
+        """After an error of ours: everything under way counts as failed, nothing stays waited for."""
+        return self._queue.abandon()
+
+    def close(self) -> None:
+        """Waits briefly for the last stores, then gives the shard up."""
+        self._tier.wait(2.0)
+        self._tier.close()
+
+    def _report(self) -> None:
+        stats, recorder = self._queue.take_stats(), metrics()
+        blocks, size = self._queue.backlog()
+        recorder.set("snapshot_lag_tokens", blocks * self._block_size)
+        recorder.set("snapshot_lag_bytes", size)
+        if stats.stored_bytes:
+            recorder.add("snapshot_bytes_total", stats.stored_bytes)
+        if stats.loaded_blocks:
+            recorder.add("loaded_tokens_total", stats.loaded_blocks * self._block_size)
+        for reason, count in stats.dropped.items():
+            recorder.add("snapshot_dropped_blocks_total", count, reason=reason)
+        for reason, count in stats.load_failures.items():
+            recorder.add("verify_failures_total", count, reason=reason)

@@ -1,0 +1,85 @@
+"""The plain data that crosses the KV room: runs of blocks, jobs on them and what became of each block.
+
+The scheduler side makes runs, the worker side turns them into jobs of a tier. No effects here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+#: Statuses after which a stored block is safely in the tier.
+STORED = frozenset({"ok", "present"})
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRef:
+    """One engine block: where it is in the engine (`block_id`) and what it is (`block_hash`, opaque engine bytes).
+
+    `parent_hash` is the hash of the block before it in the prefix, None at `position` 0."""
+
+    block_id: int
+    block_hash: bytes
+    parent_hash: bytes | None
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Consecutive blocks of one request's prefix, starting at block index `first`."""
+
+    request_id: str
+    first: int
+    block_ids: tuple[int, ...]
+    block_hashes: tuple[bytes, ...]
+    parent_hash: bytes | None
+
+    def refs(self) -> list[BlockRef]:
+        refs, parent = [], self.parent_hash
+        pairs = zip(self.block_ids, self.block_hashes, strict=True)
+        for offset, (block_id, block_hash) in enumerate(pairs):
+            refs.append(BlockRef(block_id, block_hash, parent, self.first + offset))
+            parent = block_hash
+        return refs
+
+
+def make_run(
+    request_id: str, first: int, block_ids: Sequence[int], prefix_hashes: Sequence[bytes]
+) -> Run:
+    """The run of `block_ids` that begins at block index `first` of the prefix named by `prefix_hashes`."""
+    parent = bytes(prefix_hashes[first - 1]) if first else None
+    hashes = tuple(bytes(h) for h in prefix_hashes[first : first + len(block_ids)])
+    return Run(request_id, first, tuple(block_ids), hashes, parent)
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """What became of a job: one status per block, in order ("ok", "present", "cancelled", "digest", ...)."""
+
+    job_id: int
+    kind: str  # "store" | "load"
+    statuses: tuple[str, ...]
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usable:
+    """Precise answer to "how much of this prefix can be restored": leading blocks, and why it ends there."""
+
+    blocks: int
+    reason: str  # "complete" | "missing" | "writing" | "chain" | "epoch" | "namespace" | "damaged"
+    shard: int = -1  # the shard that ended the prefix; -1 when complete
+
+
+@dataclass(slots=True)
+class PendingStore:
+    """A store job that the tier has not finished: the policy's view of the backlog."""
+
+    job_id: int
+    request_id: str
+    first: int
+    block_ids: tuple[int, ...]
+    bytes: int
+    open: bool = True  # its request is still open
+    sequence: int = field(default=0)  # order of submission

@@ -1,0 +1,174 @@
+"""The snapshot queue: what stands between the engine's step and the tier.
+
+It gives every run a job id, keeps the backlog under its limit by the drop policy, remembers which requests still have
+copies under way (their engine blocks must not be reused), and counts what a person wants to know.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from dynamo_gpu_ft.kv import policy, restore
+from dynamo_gpu_ft.kv.base import Tier
+from dynamo_gpu_ft.kv.blocks import STORED, JobResult, PendingStore, Run
+
+
+@dataclass(slots=True)
+class SnapshotStats:
+    """Counts since the last `take_stats`; `reasons` by status of blocks that were not stored or not restored."""
+
+    stored_blocks: int = 0
+    stored_bytes: int = 0
+    loaded_blocks: int = 0
+    loaded_bytes: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    load_failures: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(slots=True)
+class _Load:
+    run: Run
+    deadline: float
+
+
+class SnapshotQueue:
+    """One worker's stores and loads. Single-threaded: the engine's step thread calls everything.
+
+    Nothing here waits for a copy except `preempt`, which waits for the one block being copied."""
+
+    def __init__(self, tier: Tier, *, max_lag_bytes: int, load_timeout_s: float) -> None:
+        self._tier = tier
+        self._max_lag_bytes, self._load_timeout_s = max_lag_bytes, load_timeout_s
+        self._next_job = 1
+        self._stores: dict[int, PendingStore] = {}
+        self._loads: dict[int, _Load] = {}
+        self._held: dict[str, list[bytes]] = {}
+        self._finishing: dict[str, float] = {}
+        self._stats = SnapshotStats()
+
+    # -- what a step asks for ------------------------------------------------------------------------------------
+
+    def store(self, run: Run) -> None:
+        """Queues a copy of `run`; under pressure drops by policy, in the end the run itself."""
+        size = len(run.block_ids) * self._tier.block_bytes
+        drops = policy.choose_drops(
+            self._stores.values(), incoming_bytes=size, limit_bytes=self._max_lag_bytes
+        )
+        if drops:
+            self._tier.cancel(drops)
+        remaining = sum(s.bytes for j, s in self._stores.items() if j not in set(drops))
+        if remaining + size > self._max_lag_bytes:
+            self._stats.dropped["lag"] += len(run.block_ids)
+            return
+        job_id = self._job()
+        self._stores[job_id] = PendingStore(
+            job_id, run.request_id, run.first, run.block_ids, size, sequence=job_id
+        )
+        self._held.setdefault(run.request_id, []).extend(run.block_hashes)
+        self._tier.store(job_id, run.refs())
+
+    def load(self, run: Run, *, now: float | None = None) -> None:
+        """Queues a copy in; its outcome comes from `poll`, at the latest `load_timeout_s` after this call."""
+        job_id = self._job()
+        started = time.monotonic() if now is None else now
+        self._loads[job_id] = _Load(run, started + self._load_timeout_s)
+        self._tier.load(job_id, run.refs())
+
+    def preempt(self, request_ids: Iterable[str]) -> None:
+        """The engine is about to reuse these requests' blocks: nothing may read them after this returns."""
+        gone = set(request_ids)
+        self._tier.cancel([j for j, s in self._stores.items() if s.request_id in gone])
+
+    def finish(self, request_id: str, *, report: bool = True, now: float | None = None) -> None:
+        """The request ended. With `report`, its blocks are free for the engine once `poll` has named it in `sent`."""
+        if report:
+            self._finishing[request_id] = time.monotonic() if now is None else now
+        for pending in self._stores.values():
+            if pending.request_id == request_id:
+                pending.open = False
+        held = self._held.pop(request_id, None)
+        if held:
+            self._tier.release(held)
+
+    # -- what happened -------------------------------------------------------------------------------------------
+
+    def poll(self, *, now: float | None = None) -> Progress:
+        """Collects finished jobs; cancels overdue loads and stores that hold up a finished request. Never blocks longer
+        than one block's copy."""
+        clock = time.monotonic() if now is None else now
+        progress = Progress()
+        overdue = [j for j, load in self._loads.items() if clock > load.deadline]
+        late = {r for r, since in self._finishing.items() if clock - since > self._load_timeout_s}
+        overdue += [j for j, s in self._stores.items() if s.request_id in late]
+        if overdue:
+            self._tier.cancel(overdue)
+        for result in self._tier.poll():
+            self._settle(result, progress)
+        busy = {s.request_id for s in self._stores.values()}
+        progress.sent = {r for r in self._finishing if r not in busy}
+        for request_id in progress.sent:
+            del self._finishing[request_id]
+        return progress
+
+    def _settle(self, result: JobResult, progress: Progress) -> None:
+        if (pending := self._stores.pop(result.job_id, None)) is not None:
+            good = sum(status in STORED for status in result.statuses)
+            self._stats.stored_blocks += sum(status == "ok" for status in result.statuses)
+            self._stats.stored_bytes += result.bytes
+            for status in result.statuses:
+                if status not in STORED:
+                    self._stats.dropped[status] += 1
+            if good < len(result.statuses):
+                progress.gaps[pending.request_id] = pending.first + good
+            return
+        load = self._loads.pop(result.job_id, None)
+        if load is None:
+            return
+        answer = restore.outcome(load.run.block_ids, result.statuses)
+        progress.loaded.add(load.run.request_id)
+        progress.bad_block_ids.update(answer.bad_block_ids)
+        self._stats.loaded_blocks += answer.restored
+        self._stats.loaded_bytes += result.bytes
+        if answer.bad_block_ids:
+            self._stats.load_failures[answer.reason] += len(answer.bad_block_ids)
+
+    def backlog(self) -> tuple[int, int]:
+        """(blocks, bytes) not yet sealed."""
+        return (
+            sum(len(s.block_ids) for s in self._stores.values()),
+            sum(s.bytes for s in self._stores.values()),
+        )
+
+    def take_stats(self) -> SnapshotStats:
+        stats, self._stats = self._stats, SnapshotStats()
+        return stats
+
+    def abandon(self) -> Progress:
+        """Gives up everything under way (the tier failed): every load counts as bad, every finished request as sent."""
+        progress = Progress()
+        for load in self._loads.values():
+            progress.loaded.add(load.run.request_id)
+            progress.bad_block_ids.update(load.run.block_ids)
+        progress.sent = set(self._finishing)
+        self._loads.clear()
+        self._stores.clear()
+        self._finishing.clear()
+        return progress
+
+    def _job(self) -> int:
+        job_id, self._next_job = self._next_job, self._next_job + 1
+        return job_id
+
+
+@dataclass(slots=True)
+class Progress:
+    """What `poll` found: requests whose load is over (`loaded`), engine blocks with undefined bytes (`bad_block_ids`),
+    finished requests whose blocks are free (`sent`), and the first block index not stored per request (`gaps`)."""
+
+    loaded: set[str] = field(default_factory=set)
+    bad_block_ids: set[int] = field(default_factory=set)
+    sent: set[str] = field(default_factory=set)
+    gaps: dict[str, int] = field(default_factory=dict)

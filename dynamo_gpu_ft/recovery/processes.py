@@ -1,0 +1,114 @@
+"""Finding and ending every process an engine left behind. Linux only: /proc and pidfds.
+
+Engine processes are found by a tag in their environment, which every child inherits whoever its parent is by then, so
+orphans of a SIGKILLed engine are found and nobody else's process ever is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import select
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from pathlib import Path
+
+TAG_VARIABLE = "GPU_FT_ENGINE_TAG"
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    pid: int
+    started: int  # clock ticks since boot: with the pid, names one process for ever
+
+
+@contextmanager
+def tagged(tag: str) -> Iterator[None]:
+    """Children started inside carry `tag`. Our own resource tracker is started before, so that it does not.
+
+    NOTE: the environment is the process's: a thread that starts a child meanwhile tags it too."""
+    resource_tracker.ensure_running()
+    before = os.environ.get(TAG_VARIABLE)
+    os.environ[TAG_VARIABLE] = tag
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(TAG_VARIABLE, None)
+        else:
+            os.environ[TAG_VARIABLE] = before
+
+
+def adopt_orphans() -> bool:
+    """Makes this process the new parent of descendants whose parent dies, so that they can be reaped. False if refused."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    return int(libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)) == 0
+
+
+def find(tag: str) -> list[Process]:
+    """Live processes that carry `tag`, without resource trackers: those clean up shared memory and end by themselves."""
+    wanted = f"{TAG_VARIABLE}={tag}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if wanted not in (entry / "environ").read_bytes().split(b"\0"):
+                continue
+            if b"resource_tracker" in (entry / "cmdline").read_bytes():
+                continue
+            state, started = _stat(entry)
+        except OSError:
+            continue
+        if state != "Z":
+            found.append(Process(int(entry.name), started))
+    return found
+
+
+def _stat(entry: Path) -> tuple[str, int]:
+    fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+    return fields[0], int(fields[19])
+
+
+def end_all(tag: str, *, deadline_s: float) -> list[Process]:
+    """SIGKILLs every process with `tag`, and those they start meanwhile, until none is left or the deadline passed.
+
+    Returns who is still there (an uninterruptible process, normally nobody). Blocks; reaps adopted orphans, but leaves
+    multiprocessing's own children to multiprocessing."""
+    give_up = time.monotonic() + deadline_s
+    owned = {child.pid for child in multiprocessing.active_children()}
+    killed: set[int] = set()
+    while (left := find(tag)) and time.monotonic() < give_up:
+        for process in left:
+            _kill_and_wait(process, give_up)
+            killed.add(process.pid)
+    for pid in killed - owned:
+        with contextlib.suppress(OSError):
+            os.waitpid(pid, os.WNOHANG)
+    return left
+
+
+def _kill_and_wait(process: Process, give_up: float) -> None:
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except OSError:
+        return
+    try:
+        # NOTE: the pid may have been reused since the scan; the pidfd fixes who is meant, so compare after opening it.
+        if _stat(Path("/proc") / str(process.pid))[1] != process.started:
+            return
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        poll.poll(max(0.0, give_up - time.monotonic()) * 1000)
+    except OSError:
+        return
+    finally:
+        os.close(descriptor)
