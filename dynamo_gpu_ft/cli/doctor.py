@@ -13,6 +13,7 @@ if __package__ in (None, ""):
     sys.path.pop(0)
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -292,6 +293,10 @@ def _child(command: Sequence[str]) -> tuple[bool, str]:
         output, _ = process.communicate(timeout=CHILD_S)
     except subprocess.TimeoutExpired:
         process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(1.0)
+        if process.stdout:
+            process.stdout.close()
         return False, f"no answer within {CHILD_S:g} s"
     lines = output.strip().splitlines() or [f"exit status {process.returncode}"]
     if process.returncode < 0:

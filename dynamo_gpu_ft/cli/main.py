@@ -59,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if chosen is None:
             _parser(None).print_help()
             return COULD_NOT_RUN
-        return int(importlib.import_module(COMMANDS[chosen].module).run(args))
+        status = int(importlib.import_module(COMMANDS[chosen].module).run(args))
+        sys.stdout.flush()
+        return status
     except GpuFtError as error:
         print(f"dynamo-gpu-ft {chosen}: {error}", file=sys.stderr)
         return COULD_NOT_RUN

