@@ -11,6 +11,7 @@ import os
 import threading
 from typing import Any
 
+from dynamo_gpu_ft import __version__
 from dynamo_gpu_ft.metrics.table import PREFIX, TABLE, Counter, Gauge, Histogram, Process
 
 _log = logging.getLogger("dynamo_gpu_ft.metrics")
@@ -43,10 +44,12 @@ class Recorder:
         """Adds one observation to a histogram."""
         self._apply(name, "observe", value, labels)
 
-    def start(self, process: Process, *, port: int, host: str = "127.0.0.1") -> int | None:
+    def start(
+        self, process: Process, *, port: int, host: str = "127.0.0.1", digest: str = ""
+    ) -> int | None:
         """Begins to record and, with a `port` above 0, to listen; returns the port listened on, None if none.
 
-        May be called again: the first call of a process wins, and a forked child starts afresh. Never raises: a port in
+        `digest` names the core's payload digest, for the build info. May be called again: the first call of a process wins, and a forked child starts afresh. Never raises: a port in
         use or a missing prometheus_client is logged once and the engine goes on.
         """
         with self._lock:
@@ -58,6 +61,7 @@ class Recorder:
                 return None
             try:
                 self._families = self._build(process)
+                self.set("info", 1, version=__version__, digest=digest)
                 self.port = self._listen(port, host)
             except (
                 Exception

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from dynamo_gpu_ft import __version__
 from dynamo_gpu_ft.events import (
     EngineDied,
     EngineReady,
@@ -59,7 +60,7 @@ def test_with_port_zero_nothing_is_started(recorder: Recorder) -> None:
 
 
 def test_what_is_recorded_can_be_read_from_the_port(recorder: Recorder) -> None:
-    port = recorder.start("worker", port=free_port())
+    port = recorder.start("worker", port=free_port(), digest="xxh3_128")
     assert port is not None
     recorder.add("snapshot_bytes_total", 4096)
     recorder.add("seal_failures_total", reason="fenced")
@@ -68,6 +69,9 @@ def test_what_is_recorded_can_be_read_from_the_port(recorder: Recorder) -> None:
     assert series["dynamo_gpu_ft_snapshot_bytes_total"] == 4096
     assert series['dynamo_gpu_ft_seal_failures_total{reason="fenced"}'] == 1
     assert series["dynamo_gpu_ft_snapshot_lag_tokens"] == 7
+    info = next(name for name in series if name.startswith("dynamo_gpu_ft_info"))
+    assert 'digest="xxh3_128"' in info
+    assert __version__ in info
     assert not any(name.startswith("dynamo_gpu_ft_recoveries") for name in series), "not a worker's"
 
 
