@@ -51,6 +51,7 @@ class Config:
     metrics_port: int = _key(0, "port", "metrics port; worker rank r has +1+r; 0 = off", 0, 65535)
     metrics_host: str = _key("127.0.0.1", "host", "address the metrics ports listen on")
     journal: str = _key("", "path", "file that gets every event as a JSON line; empty = none")
+    cache: str = _key("", "path", "folder of converted models; empty = ~/.cache/dynamo_gpu_ft")
     takeover: bool = _key(False, "bool", "take the arena from a live but hung owner")
 
     def __post_init__(self) -> None:
