@@ -213,8 +213,13 @@ def _run(label: str, command: Sequence[str], log: Path, *, fatal: bool = True) -
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")[:70]
+    """What the command said last, without the warnings of many-indexed pips; while pip unpacks, how far it is."""
+    lines = [line.strip() for line in log.read_text(errors="replace").split("\n")]
+    said = next((line for line in reversed(lines) if line and not line.startswith("WARNING")), "")
+    if said.startswith("Installing collected packages"):
+        there = len(list(log.parent.glob("lib/python*/site-packages/*.dist-info")))
+        said = f"{there} packages there, unpacking more"
+    return said[:70]
 
 
 def _tick(text: str) -> None:

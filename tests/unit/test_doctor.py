@@ -1,6 +1,7 @@
 """The doctor: it always answers, alone and in time, and its answer says what to do."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -141,6 +142,41 @@ def test_without_a_gpu_the_cpu_engine_is_a_simulation(
     monkeypatch.setattr(doctor, "_version", {installed: "0.31.0"}.get)
     item = doctor.probe_gpu()
     assert (item.state, item.problem) == (state, False)
+
+
+FAKE_DRIVERS = """
+#include <cstring>
+extern "C" {
+int cuInit(unsigned) { return 0; }
+int cuDriverGetVersion(int* v) { *v = 13010; return 0; }
+int cuDeviceGetCount(int* n) { *n = 2; return 0; }
+int cuDeviceGetName(char* b, int n, int) { std::strncpy(b, "Fake GPU", n); return 0; }
+int nvmlInit_v2() { return 0; }
+int nvmlSystemGetDriverVersion(char* b, unsigned n) { std::strncpy(b, "580.00", n); return 0; }
+int nvmlDeviceGetCount_v2(unsigned* n) { *n = 2; return 0; }
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
+def test_where_there_are_drivers_gpus_are_counted_and_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "fake.cpp").write_text(FAKE_DRIVERS)
+    for library in ("libcuda.so.1", "libnvidia-ml.so.1"):
+        build = [
+            "g++",
+            "-shared",
+            "-fPIC",
+            "-o",
+            str(tmp_path / library),
+            str(tmp_path / "fake.cpp"),
+        ]
+        subprocess.run(build, check=True, timeout=60)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    gpu, nvml = doctor.probe_gpu(), doctor.probe_nvml()
+    assert (gpu.state, gpu.detail) == ("real", "2 x Fake GPU; CUDA 13.1")
+    assert (nvml.state, nvml.detail) == ("real", "driver 580.00, 2 GPUs")
 
 
 def test_a_plugin_filter_that_leaves_us_out_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
