@@ -47,7 +47,7 @@ class GpuFtConnector(KVConnectorBase_V1):
         self._config = Config()
         self._progress = Progress()
         self._lost: list[Run] = []
-        self._protected = True
+        self.not_protected: str | None = None  # why this process takes no snapshots, None while it does
         compat.warn_if_untested()
         self._guard("starting", self._start, None)
 
@@ -73,7 +73,7 @@ class GpuFtConnector(KVConnectorBase_V1):
 
     def _scheduler_half(self) -> SchedulerHalf | None:
         """Made on first use: by then the workers have made the arena and their namespace record."""
-        if self._scheduler is None and self._protected and self._identity is not None:
+        if self._scheduler is None and self.not_protected is None and self._identity is not None:
             self._scheduler = self._guard("opening the arena", self._open_reader, None)
         return self._scheduler
 
@@ -107,9 +107,9 @@ class GpuFtConnector(KVConnectorBase_V1):
             return fallback
 
     def _end_protection(self, doing: str, error: Exception) -> None:
-        if not self._protected:
+        if self.not_protected is not None:
             return
-        self._protected = False
+        self.not_protected = f"{doing}: {error}"
         _log.error(
             "NOT PROTECTED: KV snapshots are off in this process after an error while %s: %s",
             doing,
@@ -128,7 +128,7 @@ class GpuFtConnector(KVConnectorBase_V1):
     # -- worker side ---------------------------------------------------------------------------------------------
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
-        if self._protected and self._identity is not None:
+        if self.not_protected is None and self._identity is not None:
             self._guard("joining the arena", lambda: self._join(kv_caches), None)
 
     def _join(self, kv_caches: dict[str, torch.Tensor]) -> None:
