@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dynamo_gpu_ft.config import Config
 from dynamo_gpu_ft.errors import GpuFtError
 
 MANIFEST = "gpu_ft_manifest.json"
@@ -25,8 +26,8 @@ def say(line: str) -> None:
 
 
 def default_cache_dir() -> Path:
-    """`DYN_GPU_FT_CACHE`, else the user's cache directory."""
-    chosen = os.environ.get("DYN_GPU_FT_CACHE")
+    """The setting `cache`, else the user's cache directory."""
+    chosen = Config.load().cache
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "dynamo_gpu_ft"
 
 
