@@ -1,0 +1,83 @@
+// Scans for people and tests. A slot that changes while it is looked at is reported as what it was when its header was read.
+#include "inspect.h"
+
+#include <cstring>
+
+#include "chain.h"
+
+namespace gft {
+namespace {
+
+bool seal_holds(const Core &core, uint64_t slot, StateWord word, const SlotHeader &header) {
+  return core.seal_of(slot, header) == std::to_array(header.seal) && header.generation == word.generation &&
+         header.hash_bytes > 0 && header.hash_bytes <= kHashBytes && header.payload_bytes == core.geometry().slot_bytes;
+}
+
+bool is_held(const Core &core, uint64_t slot, StateWord word, uint64_t epoch) {
+  return word.readable() && HoldWord::of(core.hold(slot).load(std::memory_order_relaxed)).counts(epoch, word.generation);
+}
+
+}  // namespace
+
+gft_counts count_slots(const Core &core) {
+  core.check_alive();
+  gft_counts counts{};
+  uint64_t epoch = core.epoch();
+  for (uint64_t slot = 0; slot < core.geometry().slots; ++slot) {
+    StateWord word = StateWord::of(core.state(slot).load(std::memory_order_relaxed));
+    if (word.state == Slot::empty)
+      ++counts.empty;
+    else if (word.readable())
+      ++counts.sealed;
+    else
+      ++counts.writing;
+    counts.held += is_held(core, slot, word, epoch);
+  }
+  return counts;
+}
+
+std::vector<gft_slot_info> scan_slots(const Core &core) {
+  core.check_alive();
+  std::vector<gft_slot_info> out;
+  uint64_t epoch = core.epoch();
+  for (uint64_t slot = 0; slot < core.geometry().slots; ++slot) {
+    StateWord word = StateWord::of(core.state(slot).load(std::memory_order_acquire));
+    if (word.state == Slot::empty) continue;
+    gft_slot_info info{};
+    info.slot = slot;
+    info.state = word.readable() ? "sealed" : "writing";
+    info.name_space = -1;
+    info.generation = word.generation;
+    info.last_used = core.stamp(slot).load(std::memory_order_relaxed);
+    info.held = is_held(core, slot, word, epoch);
+    SlotHeader header = core.read_header(slot);
+    if (word.readable() && seal_holds(core, slot, word, header)) {
+      info.name_space = header.name_space;
+      info.shard = header.shard;
+      info.position = header.position;
+      info.epoch = header.epoch;
+      info.payload_bytes = header.payload_bytes;
+      info.hash_bytes = header.hash_bytes;
+      std::memcpy(info.block_hash, header.hash, header.hash_bytes);
+    }
+    out.push_back(info);
+  }
+  return out;
+}
+
+const char *verify_slot(const Core &core, uint64_t slot) {
+  core.check_alive();
+  if (slot >= core.geometry().slots)
+    fail(GFT_INVALID, "arena %s has no slot %llu, only %llu", core.path(), (unsigned long long)slot,
+         (unsigned long long)core.geometry().slots);
+  StateWord word = StateWord::of(core.state(slot).load(std::memory_order_acquire));
+  if (!word.readable()) return "empty";
+  Sealed sealed{slot, word.packed(), core.read_header(slot)};
+  if (!sealed.unchanged(core)) return "changed";
+  if (!seal_holds(core, slot, word, sealed.header)) return "seal";
+  bool equal = core.digest().of(core.payload(slot), core.geometry().slot_bytes) == std::to_array(sealed.header.digest);
+  if (!sealed.unchanged(core)) return "changed";
+  return equal ? "ok" : "digest";
+}
+
+}  // namespace gft

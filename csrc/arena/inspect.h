@@ -1,0 +1,15 @@
+// Looking at an arena without changing it: counts, the list of slots, and the check of one payload.
+// Works on read-only mappings and while writers are at work.
+#pragma once
+
+#include <vector>
+
+#include "core.h"
+
+namespace gft {
+
+gft_counts count_slots(const Core &core);
+std::vector<gft_slot_info> scan_slots(const Core &core);
+const char *verify_slot(const Core &core, uint64_t slot);
+
+}  // namespace gft

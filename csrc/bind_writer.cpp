@@ -1,0 +1,153 @@
+// Python's Writer, Claim and Read, and the Ledger with its records.
+// Each holds its native handle; a Claim that is dropped unsealed gives its slot back.
+#include "bind.h"
+
+namespace bind {
+namespace {
+
+struct PyClaim {
+  std::shared_ptr<gft_claim> handle;
+  uint64_t slot = 0, address = 0;
+};
+
+struct PyRead {
+  std::shared_ptr<gft_read> handle;
+  uint64_t slot = 0, address = 0, payload_bytes = 0;
+};
+
+struct PyLedger {
+  std::shared_ptr<gft_ledger> handle;
+  std::pair<uint64_t, uint64_t> usage() const {
+    uint64_t used = 0, capacity = 0;
+    call([&] { return gft_ledger_usage(handle.get(), &used, &capacity); });
+    return {used, capacity};
+  }
+};
+
+struct PyLedgerRecords {
+  std::vector<std::pair<uint32_t, std::string>> records;
+  std::string end;
+};
+
+std::optional<PyClaim> claim(const PyWriter &writer, const py::bytes &block_hash, const std::optional<py::bytes> &parent_hash,
+                             uint64_t position) {
+  std::string hash = bytes_of(block_hash);
+  auto parent = bytes_of(parent_hash);
+  gft_claim *raw = nullptr;
+  bool present = false;
+  call([&] {
+    gft_status status = gft_writer_claim(writer.handle.get(), view(hash), view(parent), position, &raw);
+    present = status == GFT_PRESENT;
+    return present ? GFT_OK : status;
+  });
+  if (present) return std::nullopt;
+  PyClaim out;
+  out.handle = owned(raw, gft_claim_free);
+  gft_claim_info(raw, &out.slot, &out.address);
+  return out;
+}
+
+PyRead find(const PyWriter &writer, const py::bytes &block_hash, const std::optional<py::bytes> &parent_hash) {
+  std::string hash = bytes_of(block_hash);
+  auto parent = bytes_of(parent_hash);
+  gft_read *raw = nullptr;
+  call([&] { return gft_writer_find(writer.handle.get(), view(hash), view(parent), &raw); });
+  PyRead out;
+  out.handle = owned(raw, gft_read_free);
+  gft_read_info(raw, &out.slot, &out.address, &out.payload_bytes);
+  return out;
+}
+
+template <gft_status (*Mark)(gft_writer *, const gft_bytes *, size_t)>
+void mark(const PyWriter &writer, const py::sequence &block_hashes) {
+  auto texts = bytes_of(block_hashes);
+  auto hashes = views(texts);
+  call([&] { return Mark(writer.handle.get(), hashes.data(), hashes.size()); });
+}
+
+PyLedgerRecords read_ledger(const PyArena &arena) {
+  auto handle = arena.get();
+  PyLedgerRecords out;
+  const char *end = "";
+  call([&] {
+    return gft_arena_read_ledger(
+        handle.get(),
+        [](void *context, uint32_t kind, gft_bytes payload) {
+          static_cast<PyLedgerRecords *>(context)->records.emplace_back(
+              kind, std::string(reinterpret_cast<const char *>(payload.data), payload.size));
+        },
+        &out, &end);
+  });
+  out.end = end;
+  return out;
+}
+
+}  // namespace
+
+void bind_writer(py::module_ &module) {
+  py::class_<PyClaim>(module, "Claim")
+      .def_readonly("slot", &PyClaim::slot)
+      .def_readonly("address", &PyClaim::address)
+      .def("seal", [](const PyClaim &c) { call([&] { return gft_claim_seal(c.handle.get()); }); })
+      .def("abandon", [](const PyClaim &c) { call([&] { return gft_claim_abandon(c.handle.get()); }); });
+
+  py::class_<PyRead>(module, "Read")
+      .def_readonly("slot", &PyRead::slot)
+      .def_readonly("address", &PyRead::address)
+      .def_readonly("payload_bytes", &PyRead::payload_bytes)
+      .def("verify", [](const PyRead &r) { call([&] { return gft_read_verify(r.handle.get()); }); })
+      .def("recheck", [](const PyRead &r) { call([&] { return gft_read_recheck(r.handle.get()); }); });
+
+  py::class_<PyWriter>(module, "Writer")
+      .def_readonly("shard", &PyWriter::shard)
+      .def_readonly("epoch", &PyWriter::epoch)
+      .def_readonly("namespace", &PyWriter::name_space)
+      .def("claim", claim, py::kw_only(), py::arg("block_hash"), py::arg("parent_hash"), py::arg("position"))
+      .def("find", find, py::kw_only(), py::arg("block_hash"), py::arg("parent_hash"))
+      .def("hold", mark<gft_writer_hold>, py::arg("block_hashes"))
+      .def("release", mark<gft_writer_release>, py::arg("block_hashes"))
+      .def("touch", mark<gft_writer_touch>, py::arg("block_hashes"))
+      .def("close", [](const PyWriter &w) { call([&] { return gft_writer_close(w.handle.get()); }); });
+}
+
+void bind_ledger(py::module_ &module) {
+  py::class_<PyLedgerRecords>(module, "LedgerRecords")
+      .def_property_readonly("records",
+                             [](const PyLedgerRecords &r) {
+                               py::list out;
+                               for (const auto &[kind, payload] : r.records) out.append(py::make_tuple(kind, py::bytes(payload)));
+                               return out;
+                             })
+      .def_readonly("end", &PyLedgerRecords::end);
+
+  py::class_<PyLedger>(module, "Ledger")
+      .def_property_readonly("used", [](const PyLedger &l) { return l.usage().first; })
+      .def_property_readonly("capacity", [](const PyLedger &l) { return l.usage().second; })
+      .def(
+          "append",
+          [](const PyLedger &l, uint32_t kind, const py::bytes &payload) {
+            std::string_view text = payload;  // immutable and referenced by the caller: valid without the GIL
+            call([&] {
+              return gft_ledger_append(l.handle.get(), kind, {reinterpret_cast<const uint8_t *>(text.data()), text.size()});
+            });
+          },
+          py::arg("kind"), py::arg("payload"))
+      .def("begin_compaction", [](const PyLedger &l) { call([&] { return gft_ledger_begin_compaction(l.handle.get()); }); })
+      .def("commit_compaction", [](const PyLedger &l) { call([&] { return gft_ledger_commit_compaction(l.handle.get()); }); })
+      .def("abort_compaction", [](const PyLedger &l) { call([&] { return gft_ledger_abort_compaction(l.handle.get()); }); })
+      .def("close", [](const PyLedger &l) { call([&] { return gft_ledger_close(l.handle.get()); }); });
+
+  auto arena = py::reinterpret_borrow<py::class_<PyArena>>(module.attr("Arena"));
+  arena.def("read_ledger", read_ledger);
+  arena.def(
+      "open_ledger",
+      [](const PyArena &a, bool takeover) {
+        auto handle = a.get();
+        gft_ledger *raw = nullptr;
+        call([&] { return gft_arena_open_ledger(handle.get(), takeover, &raw); });
+        return PyLedger{owned(raw, gft_ledger_free)};
+      },
+      py::kw_only(), py::arg("takeover") = false);
+}
+
+}  // namespace bind

@@ -1,0 +1,193 @@
+// Queues, results and deadlines of the copy engine; the threads' side is in engine_threads.cpp.
+// Lock order: the store line's lock, then mutex_.
+#include "engine.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "../support/fork_guard.h"
+
+namespace gft {
+namespace {
+
+std::chrono::steady_clock::time_point after(double seconds) {
+  // A year is as good as forever and does not overflow the clock.
+  double bounded = std::isnan(seconds) ? 0 : std::clamp(seconds, 0.0, 3e7);
+  return std::chrono::steady_clock::now() + std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::duration<double>(bounded));
+}
+
+constexpr double kAbandonSeconds = 5;
+constexpr double kCancelSeconds = 30;
+
+}  // namespace
+
+Engine::Engine(std::shared_ptr<Writer> writer, Layout layout)
+    : writer_(std::move(writer)),
+      layout_(std::move(layout)),
+      fork_generation_(fork_generation()),
+      pin_(writer_->pin()),
+      line_(writer_, layout_) {}
+
+Engine::~Engine() {
+  for (std::thread &thread : threads_)
+    if (thread.joinable()) thread.detach();
+}
+
+void Engine::check() const {
+  if (fork_generation_ != fork_generation())
+    fail(GFT_FORKED, "this copy engine's threads live in the parent of this forked process; make one here");
+}
+
+void Engine::submit(bool load, int64_t job_id, std::vector<BlockSpec> blocks) {
+  check();
+  for (const BlockSpec &block : blocks) {
+    if (block.block_id >= layout_.num_blocks)
+      fail(GFT_INVALID, "job %lld: block id %llu is outside the layout of %llu blocks", (long long)job_id,
+           (unsigned long long)block.block_id, (unsigned long long)layout_.num_blocks);
+    if (block.hash.empty() || block.hash.size() > kHashBytes || (block.parent && block.parent->size() > kHashBytes) ||
+        block.parent.has_value() != (block.position > 0))
+      fail(GFT_INVALID, "job %lld, block at position %llu: a hash must have 1 to %u bytes, and only position 0 has no parent",
+           (long long)job_id, (unsigned long long)block.position, kHashBytes);
+  }
+  auto job = std::make_shared<Job>();
+  job->id = job_id;
+  job->load = load;
+  job->blocks = std::move(blocks);
+  job->statuses.assign(job->blocks.size(), GFT_OK);
+  job->remaining = job->blocks.size();
+
+  Lock lock(mutex_);
+  if (closing_) fail(GFT_CLOSED, "the copy engine was closed; make a new one");
+  if (active_.contains(job_id))
+    fail(GFT_INVALID, "job %lld is queued or running already; use another id", (long long)job_id);
+  active_[job_id] = job;
+  if (job->blocks.empty()) {
+    complete(*job);
+    return;
+  }
+  if (load) {
+    loads_.push_back(job);
+  } else {
+    backlog_blocks_ += job->blocks.size();
+    for (size_t i = 0; i < job->blocks.size(); ++i) stores_.push_back({job, i, {}, false});
+  }
+  work_.notify_all();
+}
+
+void Engine::mark(std::vector<std::string> hashes, bool release) {
+  check();
+  Lock lock(mutex_);
+  if (closing_) fail(GFT_CLOSED, "the copy engine was closed; make a new one");
+  ++marks_pending_;
+  stores_.push_back({nullptr, 0, std::move(hashes), release});
+  work_.notify_one();
+}
+
+void Engine::complete(Job &job) {
+  bool bad = false;
+  for (size_t i = 0; job.load && i < job.statuses.size(); ++i) {
+    // What lies behind a bad block is not a prefix any more.
+    if (bad && job.statuses[i] != GFT_CANCELLED) job.statuses[i] = GFT_CHAIN;
+    bad = bad || job.statuses[i] != GFT_OK;
+  }
+  for (gft_status status : job.statuses) job.bytes += status == GFT_OK ? layout_.block_bytes : 0;
+  if (job.started) job.seconds = std::chrono::duration<double>(Job::Clock::now() - *job.started).count();
+  auto active = active_.find(job.id);
+  finished_.push_back(active->second);
+  active_.erase(active);
+  progress_.notify_all();
+}
+
+void Engine::settle(Job &job, size_t index, gft_status status, const std::string &detail) {
+  job.statuses[index] = status;
+  if (job.detail.empty()) job.detail = detail;
+  if (!job.load) --backlog_blocks_;
+  if (--job.remaining == 0) complete(job);
+}
+
+void Engine::drop_queued(Job &job) {
+  if (job.load) {
+    size_t from = std::exchange(job.next, job.blocks.size());
+    loads_.erase(std::remove_if(loads_.begin(), loads_.end(), [&](auto &queued) { return queued.get() == &job; }), loads_.end());
+    // What lies behind the found chain was settled when the job was prepared.
+    size_t end = job.preparation == Job::Preparation::done ? job.found.size() : job.blocks.size();
+    for (size_t i = from; i < end; ++i) settle(job, i, GFT_CANCELLED, "");
+    return;
+  }
+  std::vector<size_t> indices;
+  std::erase_if(stores_, [&](const StoreItem &item) {
+    if (item.job.get() == &job) indices.push_back(item.index);
+    return item.job.get() == &job;
+  });
+  for (size_t index : indices) settle(job, index, GFT_CANCELLED, "");
+}
+
+void Engine::cancel(const std::vector<int64_t> &job_ids) {
+  check();
+  Lock lock(mutex_);
+  std::vector<std::shared_ptr<Job>> jobs;
+  for (int64_t id : job_ids)
+    if (auto active = active_.find(id); active != active_.end()) jobs.push_back(active->second);
+  for (auto &job : jobs) drop_queued(*job);
+  bool stopped = progress_.wait_until(lock, after(kCancelSeconds), [&] {
+    return std::all_of(jobs.begin(), jobs.end(), [](auto &job) { return job->remaining == 0; });
+  });
+  if (!stopped)
+    fail(GFT_TIMED_OUT, "a block of a cancelled job was still being copied after %.0f s; the machine is stuck or the memory "
+         "of the layout is gone", kCancelSeconds);
+}
+
+std::vector<std::shared_ptr<Job>> Engine::poll() {
+  check();
+  Lock lock(mutex_);
+  return std::exchange(finished_, {});
+}
+
+bool Engine::wait(double seconds) {
+  check();
+  Lock lock(mutex_);
+  return progress_.wait_until(lock, after(seconds), [this] { return idle(); });
+}
+
+void Engine::backlog(uint64_t &blocks, uint64_t &bytes) {
+  check();
+  Lock lock(mutex_);
+  blocks = backlog_blocks_;
+  bytes = backlog_blocks_ * layout_.block_bytes;
+}
+
+bool Engine::close(double seconds) {
+  check();
+  Lock lock(mutex_);
+  closing_ = true;
+  auto deadline = after(seconds);
+  progress_.wait_until(lock, deadline, [this] { return idle(); });
+  auto jobs = active_;
+  for (auto &[id, job] : jobs) drop_queued(*job);
+  marks_pending_ -= stores_.size();
+  stores_.clear();
+  stop_ = true;
+  work_.notify_all();
+  if (!progress_.wait_until(lock, deadline, [this] { return threads_alive_ == 0; })) return false;
+  auto threads = std::exchange(threads_, {});
+  lock.unlock();
+  for (std::thread &thread : threads) thread.join();
+  pin_.reset();
+  return true;
+}
+
+void Engine::abandon() noexcept {
+  if (fork_generation_ != fork_generation()) return;  // the threads never existed here; their references keep us alive
+  try {
+    {
+      Lock lock(mutex_);
+      auto jobs = active_;
+      for (auto &[id, job] : jobs) drop_queued(*job);
+    }
+    (void)close(kAbandonSeconds);
+  } catch (...) {
+  }
+}
+
+}  // namespace gft

@@ -1,0 +1,52 @@
+// What the copy engine works through: jobs of blocks, and the items its queues hold.
+// All fields are guarded by the engine's queue mutex unless a comment says otherwise.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../arena/chain.h"
+#include "../gft.h"
+
+namespace gft {
+
+struct BlockSpec {
+  uint64_t block_id;
+  std::string hash;
+  std::optional<std::string> parent;
+  uint64_t position;
+
+  const std::string *parent_or_null() const { return parent ? &*parent : nullptr; }
+};
+
+struct Job {
+  using Clock = std::chrono::steady_clock;
+
+  int64_t id;
+  bool load;
+  std::vector<BlockSpec> blocks;     // never changed once queued: read without the mutex
+  std::vector<gft_status> statuses;
+  std::string detail;                // text of the first failure
+  uint64_t bytes = 0;
+  size_t remaining = 0, running = 0;
+  std::optional<Clock::time_point> started;
+  double seconds = 0;
+
+  // Loads only. `found` is written by the one thread that prepares and read by all once `prepared` is set.
+  enum class Preparation { none, running, done } preparation = Preparation::none;
+  std::vector<Sealed> found;
+  size_t next = 0;  // first block nobody has taken
+};
+
+// One entry of the store queue: a block of a job, or marks to set behind the stores before it.
+struct StoreItem {
+  std::shared_ptr<Job> job;  // null: marks
+  size_t index = 0;
+  std::vector<std::string> hashes;
+  bool release = false;
+};
+
+}  // namespace gft

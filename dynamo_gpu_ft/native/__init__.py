@@ -1,0 +1,61 @@
+"""Loads the native core on demand, or says why it is not there.
+
+The only door between Python and `csrc/`: everybody asks `load()` and gets the typed module described in `_core.pyi`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Protocol, cast
+
+from dynamo_gpu_ft.errors import GpuFtError
+
+if TYPE_CHECKING:
+    from dynamo_gpu_ft.native import _core
+
+__all__ = ["Core", "CoreUnavailable", "available", "load"]
+
+
+class CoreUnavailable(GpuFtError):
+    """The native core cannot be loaded on this machine; nothing can be protected until it can."""
+
+
+class Core(Protocol):
+    """What the core module offers; `_core.pyi` says what each of them does."""
+
+    VERSION: str
+    DIGEST: str
+    CoreError: type[_core.CoreError]
+    Arena: type[_core.Arena]
+    Layout: type[_core.Layout]
+    Block: type[_core.Block]
+    CopyEngine: type[_core.CopyEngine]
+
+    def build_info(self) -> dict[str, str]: ...
+    def digest(self, data: bytes | memoryview) -> bytes: ...
+
+
+def load() -> Core:
+    """The core module. The first call loads a shared library; later calls cost a dictionary lookup.
+
+    Raises `CoreUnavailable` with the loader's own words and the command that mends it.
+    """
+    try:
+        return cast(Core, importlib.import_module("dynamo_gpu_ft.native._core"))
+    except ImportError as error:
+        raise CoreUnavailable(
+            "the native core cannot be loaded",
+            where="dynamo_gpu_ft.native._core",
+            value=str(error),
+            rule="it is built by g++ when the package is installed",
+            remedy="pip install -e . (needs g++ and Python's headers), or python setup.py build_ext --inplace",
+        ) from error
+
+
+def available() -> tuple[bool, str]:
+    """(True, version and digest) or (False, why not). Never raises."""
+    try:
+        core = load()
+    except CoreUnavailable as error:
+        return False, str(error)
+    return True, f"version {core.VERSION}, digest {core.DIGEST}"

@@ -1,0 +1,193 @@
+"""Typed stub of the native door (csrc/bind.cpp). Every call releases the GIL; every failure raises `CoreError`.
+
+The arena is one file in a memory file system. Slots hold one engine block of one shard each; the index maps
+(namespace, shard, block hash) to slots; the ledger is an append-only log. See csrc/arena/README.md for the bytes.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+class CoreError(RuntimeError):
+    """`code` is the lower-case status name without prefix: "busy", "fenced", "no_space", "damaged", "mismatch", ..."""
+
+    code: str
+
+VERSION: Final[str]
+DIGEST: Final[str]  # "xxh3_128" or "crc32c": what new arenas are made with
+
+def build_info() -> dict[str, str]: ...
+def digest(data: bytes | memoryview) -> bytes:
+    """16-byte digest of `data` with `DIGEST`."""
+
+class SlotInfo:
+    slot: int
+    state: str  # "empty" | "writing" | "sealed"
+    namespace: int  # index into Arena.namespaces(); -1 when not sealed
+    shard: int
+    position: int  # block index inside its prefix
+    epoch: int
+    generation: int
+    block_hash: bytes
+    payload_bytes: int
+    last_used: int
+    held: bool  # held by an open request of this or the previous epoch
+
+class Prefix:
+    """Answer of `Arena.usable_prefix`: how much is there and why it ends."""
+
+    blocks: int  # usable leading blocks, over all asked shards
+    reason: str  # "complete" | "missing" | "writing" | "chain" | "epoch" | "namespace" | "damaged"
+    shard: int  # the shard that ended the prefix, -1 when complete
+
+class Arena:
+    """One mapped arena. Safe to share between threads."""
+
+    @staticmethod
+    def create(path: str, *, slot_bytes: int, slots: int, ledger_bytes: int) -> Arena:
+        """Makes and allocates the whole file (mode 0600), publishes it by rename; blocks for the allocation.
+
+        Errors: "exists", "no_space" (says bytes wanted and free), "invalid" (geometry), "io"."""
+    @staticmethod
+    def open(path: str, *, read_only: bool = False) -> Arena:
+        """Maps an existing arena; linear in the index, never in the payload. Errors: "not_found", "damaged", "version", "mismatch", "io"."""
+    @staticmethod
+    def open_or_create(path: str, *, slot_bytes: int, slots: int, ledger_bytes: int) -> Arena:
+        """Race-free between ranks. "mismatch" when an existing arena has another `slot_bytes` (names both)."""
+    def close(self) -> None: ...
+    path: str
+    slot_bytes: int
+    slots: int
+    ledger_bytes: int
+    digest_name: str
+    epoch: int
+    file_bytes: int
+    def counts(self) -> dict[str, int]:
+        """empty, writing, sealed, held: a scan of the states."""
+    def base_address(self) -> int:
+        """Address of the mapping (for registering it with a device)."""
+    def add_namespace(self, record: bytes) -> int:
+        """Index of `record` (<= 4096 bytes), adding it if new. Errors: "full", "read_only", "timed_out"."""
+    def namespaces(self) -> list[bytes]: ...
+    def begin_epoch(self, token: bytes, *, takeover: bool = False) -> int:
+        """Epoch of the engine start named by the 16-byte `token`: the first caller opens a new one, later callers with the same
+        token join it. "busy" (names the pid) if another token's writer is alive and not `takeover`; "fenced" if the token was superseded."""
+    def attach_writer(
+        self, *, shard: int, token: bytes, namespace: int, takeover: bool = False
+    ) -> Writer:
+        """The one live writer of `shard` in the token's epoch. Its lock dies with the process."""
+    def usable_prefix(
+        self,
+        *,
+        namespace: int,
+        shards: Sequence[int],
+        block_hashes: Sequence[bytes],
+        max_epoch: int,
+    ) -> Prefix:
+        """Walks states and links (no payload): the longest prefix sealed in every shard. Microseconds per block; mutates nothing."""
+    def scan(self) -> list[SlotInfo]:
+        """Every non-empty slot."""
+    def verify(self, slot: int) -> str:
+        """Reads the payload of a sealed slot: "ok" | "digest" | "seal" | "changed" | "empty"."""
+    def open_ledger(self, *, takeover: bool = False) -> Ledger: ...
+    def read_ledger(self) -> LedgerRecords: ...
+
+class Layout:
+    """Where a block lives in the engine: regions of (base address, bytes from one block to the next, bytes of one block's fragment, block count).
+
+    A block's payload is the concatenation of its fragments in region order; its length must equal the arena's payload length."""
+
+    def __init__(self, regions: Sequence[tuple[int, int, int, int]]) -> None: ...
+    block_bytes: int
+    num_blocks: int
+
+class Writer:
+    """A shard's right to write, in one epoch. All methods raise "fenced" once the epoch has moved on."""
+
+    shard: int
+    epoch: int
+    namespace: int
+    def claim(self, *, block_hash: bytes, parent_hash: bytes | None, position: int) -> Claim | None:
+        """A slot in WRITING (held once sealed), or None when an equal block with the right parent link is sealed already (touched and held).
+
+        Errors: "no_parent" (parent not sealed), "full" (nothing evictable)."""
+    def hold(self, block_hashes: Sequence[bytes]) -> None: ...
+    def release(self, block_hashes: Sequence[bytes]) -> None: ...
+    def touch(self, block_hashes: Sequence[bytes]) -> None:
+        """Marks a prefix as used now; the last block gets the oldest stamp, so parents outlive children."""
+    def find(self, *, block_hash: bytes, parent_hash: bytes | None) -> Read:
+        """A sealed block for reading. Errors: "not_found", "chain", "epoch"."""
+    def close(self) -> None: ...
+
+class Claim:
+    slot: int
+    address: int  # of the slot's payload inside the mapping
+    def seal(self) -> None:
+        """Digests the payload in place, writes link and seal, publishes by one release-store."""
+    def abandon(self) -> None: ...
+
+class Read:
+    slot: int
+    address: int
+    payload_bytes: int
+    def verify(self) -> None:
+        """Digest of the payload and re-check of the generation. Errors: "digest" (the block is dropped, so that it can be stored again), "changed"."""
+    def recheck(self) -> None:
+        """After copying out: the slot is still the one verified. Error: "changed"."""
+
+class Block:
+    """One block of a job. `block_id` indexes the layout; `parent_hash` is None for position 0."""
+
+    def __init__(
+        self, block_id: int, block_hash: bytes, parent_hash: bytes | None, position: int
+    ) -> None: ...
+
+class JobResult:
+    job_id: int
+    kind: str  # "store" | "load"
+    # per block: "ok" | "present" | "no_parent" | "full" | "fenced" | "cancelled" | "not_found" | "chain" | "digest" |
+    # "changed" | "epoch" | "damaged" | any other status name
+    statuses: list[str]
+    bytes: int  # payload bytes copied
+    seconds: float
+    detail: str  # text of the first failure, "" when there was none
+
+class CopyEngine:
+    """The CPU copy path: background threads that copy and digest in one pass. FIFO per kind; loads go before stores."""
+
+    def __init__(self, writer: Writer, layout: Layout, *, threads: int = 1) -> None: ...
+    def store(self, job_id: int, blocks: Sequence[Block]) -> None:
+        """Queues; returns at once. Blocks of one job are sealed in order. New blocks start held."""
+    def load(self, job_id: int, blocks: Sequence[Block]) -> None:
+        """Queues; a bad block fails and with it all later ones of the job ("chain")."""
+    def hold(self, block_hashes: Sequence[bytes]) -> None:
+        """Queued behind earlier stores."""
+    def release(self, block_hashes: Sequence[bytes]) -> None:
+        """Queued behind earlier stores."""
+    def cancel(self, job_ids: Sequence[int]) -> None:
+        """Drops what has not started and waits for the block being copied (bounded by one block's copy); results say "cancelled"."""
+    def poll(self) -> list[JobResult]:
+        """Finished jobs since the last call; never blocks."""
+    def wait(self, timeout: float) -> bool:
+        """Blocks until all queued work is done or `timeout` seconds passed; True when done."""
+    def backlog(self) -> tuple[int, int]:
+        """(blocks, bytes) queued or running for store."""
+    def close(self, timeout: float = 5.0) -> bool: ...
+
+class Ledger:
+    """The one live writer of the ledger."""
+
+    used: int
+    capacity: int  # of one half
+    def append(self, kind: int, payload: bytes) -> None:
+        """One record (generation, CRC); readable as soon as this returns. Errors: "full", "fenced"."""
+    def begin_compaction(self) -> None:
+        """Later appends go to the other half, unseen until commit. "busy" while a stopped former writer could still touch that half."""
+    def commit_compaction(self) -> None:
+        """The other half becomes the ledger by one release-store; a kill before leaves the old one whole."""
+    def abort_compaction(self) -> None:
+        """Later appends go to the old half again."""
+    def close(self) -> None: ...
+
+class LedgerRecords:
+    records: list[tuple[int, bytes]]
+    end: str  # "clean" | "torn" (bytes after the last whole record do not form one)

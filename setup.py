@@ -1,0 +1,86 @@
+"""Builds the native core with g++ alone; everything else about the package is in pyproject.toml.
+
+CUDA is never needed here. xxHash is used when the compiler finds <xxhash.h>; DYN_GPU_FT_BUILD_DIGEST=crc32c or
+=xxh3_128 forces the choice (the latter fails with the remedy when the header is missing).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pybind11
+from pybind11.setup_helpers import ParallelCompile
+from setuptools import Extension, setup
+
+ROOT = Path(__file__).resolve().parent
+# -g0 last: Python's own flags ask for debugging symbols, which would make the library twenty times larger.
+FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-pthread", "-g0"]
+
+
+def compiler_finds(header: str) -> bool:
+    """Whether the C++ compiler can include `header`: the only question that decides if it can be used."""
+    compiler = os.environ.get("CXX", "g++").split()
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "probe.cpp"
+        source.write_text(f"#include <{header}>\n")
+        command = [*compiler, "-std=c++20", "-fsyntax-only", str(source)]
+        try:
+            return (
+                subprocess.run(command, capture_output=True, check=False, timeout=60).returncode
+                == 0
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return False
+
+
+def digest_macros() -> list[tuple[str, str | None]]:
+    wish = os.environ.get("DYN_GPU_FT_BUILD_DIGEST", "")
+    if wish not in ("", "crc32c", "xxh3_128"):
+        raise SystemExit(
+            f"DYN_GPU_FT_BUILD_DIGEST={wish!r}: it must be crc32c or xxh3_128; unset it to let the build choose"
+        )
+    if wish == "crc32c":
+        return []
+    if compiler_finds("xxhash.h"):
+        return [("GFT_HAVE_XXHASH", None)]
+    if wish == "xxh3_128":
+        raise SystemExit(
+            "DYN_GPU_FT_BUILD_DIGEST=xxh3_128, but the compiler does not find <xxhash.h>; install libxxhash-dev"
+        )
+    return []
+
+
+def version() -> str:
+    text = (ROOT / "dynamo_gpu_ft" / "__init__.py").read_text()
+    match = re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE)
+    if match is None:
+        raise SystemExit("dynamo_gpu_ft/__init__.py has no __version__")
+    return match[1]
+
+
+def core_extension() -> Extension:
+    sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp"))
+    headers = sorted(
+        str(path.relative_to(ROOT))
+        for pattern in ("*.h", "*.inc")
+        for path in (ROOT / "csrc").rglob(pattern)
+    )
+    return Extension(
+        "dynamo_gpu_ft.native._core",
+        sources=sources,
+        depends=headers,
+        include_dirs=[pybind11.get_include()],
+        define_macros=[("GFT_PACKAGE_VERSION", f'"{version()}"'), *digest_macros()],
+        extra_compile_args=FLAGS,
+        extra_link_args=["-pthread"],
+        language="c++",
+    )
+
+
+# One compiler per processor: setuptools alone would compile the sources one after the other.
+ParallelCompile(default=0).install()
+setup(ext_modules=[core_extension()])
