@@ -1,0 +1,112 @@
+"""`python bench/run.py NAME... --json FILE`: runs benches, prints a Markdown table, writes rows and plots.
+
+Exit status 0 when every target is met, 1 when one is missed (its row is kept), 2 when a bench could not run.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from bench.rows import Options, Row, markdown, placed, plain  # noqa: E402
+from dynamo_gpu_ft.cli.demo import machine  # noqa: E402
+from dynamo_gpu_ft.errors import GpuFtError  # noqa: E402
+
+RESULTS = ROOT / "bench" / "results"
+QUESTIONS = {
+    "arena_copy": "how fast blocks go into the arena and back, digest on, beside memcpy",
+    "vllm_overhead": "what the connector costs vLLM in throughput",
+    "vllm_restore": "time to the first token after a restart, KV restored beside prefilled again",
+    "vllm_recovery": "how long a recovery takes, by phase, and how often bfloat16 streams are identical",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _arguments(argv)
+    if args.list:
+        for name, question in QUESTIONS.items():
+            print(f"{name:<16} {question}")
+        return 0
+    status, every = 0, []
+    for name in args.names or QUESTIONS:
+        try:
+            rows = _measure(name, args)
+        except (GpuFtError, ImportError) as error:
+            print(f"bench {name} could not run: {error}", file=sys.stderr)
+            status = 2
+            continue
+        every += rows
+        print(f"\n{markdown(rows)}", flush=True)
+        if args.save:
+            _save(name, rows, RESULTS)
+    if args.json:
+        target = Path(args.json)
+        target.write_text(json.dumps(plain(every), indent=1) + "\n", encoding="utf-8")
+        for name in dict.fromkeys(row.name.partition(".")[0] for row in every):
+            _plot(name, [row for row in every if row.name.startswith(f"{name}.")], target.parent)
+    missed = [row.name for row in every if row.met is False]
+    if missed:
+        print(f"targets missed: {', '.join(missed)}", file=sys.stderr)
+    return status or int(bool(missed))
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench/run.py", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which benches (default: all)")
+    parser.add_argument("--list", action="store_true", help="list the benches and their questions")
+    parser.add_argument("--json", metavar="FILE", help="write all rows there, plots beside it")
+    parser.add_argument("--save", action="store_true", help="write each bench to bench/results/")
+    parser.add_argument("--quick", action="store_true", help="few repetitions: to try a bench out")
+    args = parser.parse_args(argv)
+    unknown = sorted(set(args.names) - set(QUESTIONS))
+    if unknown:
+        parser.error(f"no bench named {', '.join(unknown)}; there are {', '.join(QUESTIONS)}")
+    return args
+
+
+def _measure(name: str, args: argparse.Namespace) -> list[Row]:
+    started = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"[bench] {name} {time.monotonic() - started:5.0f} s  {line}", file=sys.stderr)
+
+    say(QUESTIONS[name])
+    rows = importlib.import_module(f"bench.{name}").measure(Options(quick=args.quick, say=say))
+    return placed(
+        rows,
+        machine=machine.machine(),
+        date=machine.today(),
+        commit=machine.commit(),
+        command=f"python bench/run.py {name}" + " --quick" * args.quick,
+    )
+
+
+def _save(name: str, rows: list[Row], folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(plain(rows), indent=1) + "\n", encoding="utf-8")
+    picture = _plot(name, rows, folder)
+    shown = f"\n![{QUESTIONS[name]}]({picture.name})\n" if picture else ""
+    title = f"# {name}: {QUESTIONS[name]}\n\n"
+    (folder / f"{name}.md").write_text(title + markdown(rows) + shown, encoding="utf-8")
+
+
+def _plot(name: str, rows: list[Row], folder: Path) -> Path | None:
+    """The bench's plot, if it has one and matplotlib is installed."""
+    draw = getattr(importlib.import_module(f"bench.{name}"), "plot", None)
+    if draw is None or importlib.util.find_spec("matplotlib") is None:
+        return None
+    path = folder / f"{name}.png"
+    draw(rows, path)
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())
