@@ -17,6 +17,7 @@ from dynamo_gpu_ft.errors import ConfigError
 from dynamo_gpu_ft.units import UnitError, parse
 
 ENV_PREFIX = "DYN_GPU_FT_"
+BUILD_PREFIX = ENV_PREFIX + "BUILD_"  # for setup.py; may still be set when the package runs
 
 
 def _key(
@@ -89,7 +90,7 @@ class Config:
         from_env = {
             name[len(ENV_PREFIX) :].lower(): (text, f"environment variable {name}")
             for name, text in environ.items()
-            if name.startswith(ENV_PREFIX)
+            if name.startswith(ENV_PREFIX) and not name.startswith(BUILD_PREFIX)
         }
         given = {name: (value, "explicit settings") for name, value in (explicit or {}).items()}
         values: dict[str, Any] = {}

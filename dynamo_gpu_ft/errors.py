@@ -52,6 +52,10 @@ class ConfigError(GpuFtError):
     """A configuration key is unknown, malformed, out of range or contradicts another one."""
 
 
+class CoreUnavailable(GpuFtError):
+    """The native core cannot be loaded on this machine; nothing can be protected until it can."""
+
+
 class ArenaError(GpuFtError):
     """An arena cannot be made, opened or trusted: no space, damaged, of another geometry, or owned by a live writer."""
 

@@ -94,11 +94,9 @@ def _install(
     """Installs exactly what is named; True if it failed and was allowed to."""
     if not arguments:
         return False
-    if uv := shutil.which("uv"):
-        command = [uv, "pip", "install", "--python", str(python), "--no-deps", *arguments]
-    else:
-        command = [str(python), "-m", "pip", "--disable-pip-version-check", "install"]
-        command += ["--no-deps", "--no-input", "--progress-bar", "off", *arguments]
+    # NOTE: plain pip even where uv is there: uv does not read pip's configuration, in which indexes and mirrors are named.
+    command = [str(python), "-m", "pip", "--disable-pip-version-check", "install"]
+    command += ["--no-deps", "--no-input", "--progress-bar", "off", *arguments]
     return _run(label, command, log, fatal=fatal)
 
 

@@ -5,9 +5,16 @@ import pickle
 import pytest
 
 from dynamo_gpu_ft import errors
-from dynamo_gpu_ft.errors import ArenaError, ConfigError, GpuFtError, NotProtected, RecoveryFailed
+from dynamo_gpu_ft.errors import (
+    ArenaError,
+    ConfigError,
+    CoreUnavailable,
+    GpuFtError,
+    NotProtected,
+    RecoveryFailed,
+)
 
-KINDS = [ArenaError, ConfigError, NotProtected, RecoveryFailed]
+KINDS = [ArenaError, ConfigError, CoreUnavailable, NotProtected, RecoveryFailed]
 
 
 def test_a_message_names_what_where_value_rule_and_remedy() -> None:
