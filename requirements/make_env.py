@@ -21,6 +21,7 @@ from typing import IO, NoReturn
 
 PYTORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 TICK_S = 2.0  # nothing is silent for longer
+BUILD = ("setuptools", "pybind11")
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
@@ -63,10 +64,12 @@ def _packages(options: argparse.Namespace, log: Path) -> None:
         torch = [pin for pin in pins if pin.startswith("torch==")]
         _install_torch(python, torch, options.torch_index, log)
         _install(f"{len(pins)} packages of the engine", python, ["-r", str(options.engine)], log)
-    missing = [pin for pin in _pins(options.common) if not _has(python, pin.split("==")[0])]
-    if options.engine is not None:
-        missing = _pins(options.common)  # our own environment: exactly the pinned versions
-    _install(f"{len(missing)} packages of the tools", python, missing, log)
+    tools = _pins(options.common)
+    if options.engine is None:
+        # What the engine's environment has is used as it is; a venv's own old setuptools could not build the project.
+        named = {pin: pin.split("==")[0] for pin in tools}
+        tools = [pin for pin, name in named.items() if name in BUILD or not _has(python, name)]
+    _install(f"{len(tools)} packages of the tools", python, tools, log)
 
 
 def _project(venv: Path, log: Path) -> None:
