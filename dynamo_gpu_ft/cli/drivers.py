@@ -11,7 +11,7 @@ import sys
 
 def look_at_cuda() -> str:
     """GPUs and CUDA version as the driver gives them; OSError when there is none. Makes no context."""
-    cuda = ctypes.CDLL("libcuda.so.1")
+    cuda = _library("libcuda.so.1")
     if status := cuda.cuInit(0):
         raise OSError(f"libcuda.so.1 is there, cuInit says {status}")
     version, count, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(100)
@@ -29,13 +29,21 @@ def look_at_cuda() -> str:
 
 def look_at_nvml() -> str:
     """Driver version and number of GPUs as NVML gives them; OSError when there is none."""
-    nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    nvml = _library("libnvidia-ml.so.1")
     if status := nvml.nvmlInit_v2():
         raise OSError(f"libnvidia-ml.so.1 is there, nvmlInit says {status}")
     text, count = ctypes.create_string_buffer(96), ctypes.c_uint()
     nvml.nvmlSystemGetDriverVersion(text, len(text))
     nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
     return f"driver {text.value.decode(errors='replace')}, {count.value} GPUs"
+
+
+def _library(name: str) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(name)
+    except OSError as error:
+        absent = "No such file" in str(error)
+        raise OSError(f"no NVIDIA driver here ({name})" if absent else str(error)) from None
 
 
 if __name__ == "__main__":
