@@ -47,6 +47,7 @@ def _explain(error: _core.CoreError, path: Path) -> ArenaError:
         "no_space": "set DYN_GPU_FT_ARENA_DIR to a file system with room, or lower DYN_GPU_FT_ARENA_BYTES",
         "mismatch": "another model or block size owns this arena: set DYN_GPU_FT_ARENA_NAME, or remove the file",
         "busy": "another live engine writes this arena: give this one its own DYN_GPU_FT_ARENA_NAME",
+        "invalid": "check DYN_GPU_FT_ARENA_BYTES and DYN_GPU_FT_LEDGER_BYTES",
         "damaged": "look at it with `dynamo-gpu-ft inspect`, then remove the file",
         "version": "remove the file: it was made by another version",
     }.get(error.code, "run `dynamo-gpu-ft doctor`")

@@ -265,9 +265,7 @@ def test_a_start_that_never_ends_is_given_up_at_the_deadline() -> None:
             raise RuntimeError("released")
 
     async def scenario() -> World:
-        world = Stuck(
-            FakeEngine(1), recovery_deadline_s=0.3, start_timeout_s=0.2, max_restarts=100
-        )
+        world = Stuck(FakeEngine(1), recovery_deadline_s=0.3, start_timeout_s=0.2, max_restarts=100)
         await world.add("a")
         with pytest.raises(EngineDeadError):
             await world.collect()

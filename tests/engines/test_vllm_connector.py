@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ctypes
+import itertools
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,63 +32,74 @@ def expected(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list
         return list(engine.run(PROMPTS)["tokens"])
 
 
-def arena_of(settings: dict[str, Any]) -> Path:
-    (path,) = Path(settings["arena_dir"]).glob("*.arena")
-    return path
-
-
-def damage_one_payload(path: Path, position: int) -> None:
-    """Flips one byte in the middle of the payload of the blocks at `position`."""
-    core = native.load()
-    arena = core.Arena.open(str(path))
-    slots = [s for s in arena.scan() if s.state == "sealed" and s.position == position]
-    assert slots
-    import ctypes
-
-    token = b"damage-damage-16"
-    epoch = arena.begin_epoch(token, takeover=True)
-    assert epoch > 0
-    for slot in slots:
-        address = arena.payload_address(slot.slot) + slot.payload_bytes // 2
-        byte = ctypes.c_uint8.from_address(address)
-        byte.value ^= 0x40
-        assert arena.verify(slot.slot) == "digest"
-    arena.close()
-
-
-def test_saved_kv_is_loaded_by_a_new_process_and_damaged_kv_is_recomputed(
-    tiny_model: Path, tmp_path: Path, settings: Settings, expected: list[list[int]]
-) -> None:
-    chosen = settings()
-    with OfflineEngine(tiny_model, tmp_path / "save", settings=chosen) as engine:
-        first = engine.run(PROMPTS)
+@pytest.fixture(scope="module")
+def saved(
+    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, expected: list[list[int]]
+) -> Iterator[Path]:
+    """The arena of an engine that answered PROMPTS and was then killed with SIGKILL."""
+    folder = Path(tempfile.mkdtemp(prefix="gft-saved-", dir="/dev/shm"))
+    chosen = {"arena_dir": str(folder), "arena_bytes": "128MiB", "ledger_bytes": "1MiB"}
+    engine = OfflineEngine(tiny_model, tmp_path_factory.mktemp("saved") / "log", settings=chosen)
+    first = engine.run(PROMPTS)
+    engine.kill()
     assert first["tokens"] == expected
     assert first["not_protected"] == []
-    with OfflineEngine(tiny_model, tmp_path / "load", settings=chosen) as engine:
-        second = engine.run(PROMPTS)
-    assert second["tokens"] == expected
-    assert second["cached"] == [WHOLE, WHOLE]
-    damage_one_payload(arena_of(chosen), position=4)
-    with OfflineEngine(tiny_model, tmp_path / "damaged", settings=chosen) as engine:
-        third = engine.run(PROMPTS)
-    assert third["tokens"] == expected
-    with OfflineEngine(tiny_model, tmp_path / "mended", settings=chosen) as engine:
-        fourth = engine.run(PROMPTS)
-    assert fourth["tokens"] == expected
-    assert fourth["cached"] == [WHOLE, WHOLE], "recomputed blocks replace the damaged ones"
+    (path,) = folder.glob("*.arena")
+    yield path
+    shutil.rmtree(folder)
 
 
-def test_kv_of_a_killed_process_is_loaded(
-    tiny_model: Path, tmp_path: Path, settings: Settings, expected: list[list[int]]
+def copied(saved: Path, settings: dict[str, Any]) -> Path:
+    """A private copy of the saved arena at the place where `settings` look for it."""
+    return Path(shutil.copy(saved, settings["arena_dir"]))
+
+
+def damage_payloads(path: Path, position: int) -> int:
+    """Flips one byte in the middle of the payload of every block at `position`; returns how many."""
+    core = native.load()
+    arena = core.Arena.open(str(path))
+    token = b"damage-damage-16"
+    arena.begin_epoch(token)
+    writer = arena.attach_writer(shard=0, token=token, namespace=0)
+    hashes = {
+        p: [s.block_hash for s in arena.scan() if s.position == p] for p in (position - 1, position)
+    }
+    damaged = 0
+    for child, parent in itertools.product(hashes[position], hashes[position - 1]):
+        try:
+            read = writer.find(block_hash=child, parent_hash=parent)
+        except core.CoreError:
+            continue
+        ctypes.c_uint8.from_address(read.address + read.payload_bytes // 2).value ^= 0x40
+        assert arena.verify(read.slot) == "digest"
+        damaged += 1
+    writer.close()
+    arena.close()
+    return damaged
+
+
+def test_kv_of_a_killed_process_is_loaded_and_damaged_kv_is_recomputed_and_replaced(
+    tiny_model: Path,
+    tmp_path: Path,
+    settings: Settings,
+    saved: Path,
+    expected: list[list[int]],
 ) -> None:
     chosen = settings()
-    engine = OfflineEngine(tiny_model, tmp_path / "killed", settings=chosen)
-    engine.run(PROMPTS)
-    engine.kill()
-    with OfflineEngine(tiny_model, tmp_path / "next", settings=chosen) as engine:
+    path = copied(saved, chosen)
+    with OfflineEngine(tiny_model, tmp_path / "load", settings=chosen) as engine:
         reply = engine.run(PROMPTS)
     assert reply["tokens"] == expected
     assert reply["cached"] == [WHOLE, WHOLE]
+    assert damage_payloads(path, position=4) == 2
+    with OfflineEngine(tiny_model, tmp_path / "damaged", settings=chosen) as engine:
+        reply = engine.run(PROMPTS)
+    assert reply["tokens"] == expected
+    assert reply["not_protected"] == []
+    with OfflineEngine(tiny_model, tmp_path / "mended", settings=chosen) as engine:
+        reply = engine.run(PROMPTS)
+    assert reply["tokens"] == expected
+    assert reply["cached"] == [WHOLE, WHOLE], "recomputed blocks replace the damaged ones"
 
 
 def test_a_full_arena_keeps_serving_and_keeps_answers_right(
@@ -102,7 +117,7 @@ def test_a_full_arena_keeps_serving_and_keeps_answers_right(
 def test_a_file_system_without_room_is_said_at_start_and_the_engine_serves(
     tiny_model: Path, tmp_path: Path, settings: Settings, expected: list[list[int]]
 ) -> None:
-    chosen = settings(arena_bytes="64TiB")
+    chosen = settings(arena_bytes="4TiB")
     with OfflineEngine(tiny_model, tmp_path / "noroom", settings=chosen) as engine:
         (reason,) = engine.ready["not_protected"]
         reply = engine.run(PROMPTS)
@@ -112,30 +127,31 @@ def test_a_file_system_without_room_is_said_at_start_and_the_engine_serves(
     assert list(Path(chosen["arena_dir"]).iterdir()) == []
 
 
-def test_an_arena_of_another_block_size_is_refused_by_name(
-    tiny_model: Path, tmp_path: Path, settings: Settings, expected: list[list[int]]
+def test_an_arena_of_another_block_size_is_refused_and_left_as_it_was(
+    tiny_model: Path,
+    tmp_path: Path,
+    settings: Settings,
+    saved: Path,
+    expected: list[list[int]],
 ) -> None:
     chosen = settings()
-    with OfflineEngine(tiny_model, tmp_path / "b32", settings=chosen) as engine:
-        engine.run(PROMPTS)
-    before = native.load().Arena.open(str(arena_of(chosen)), read_only=True).counts()
+    path = copied(saved, chosen)
+    before = path.read_bytes()
     with OfflineEngine(tiny_model, tmp_path / "b64", settings=chosen, block_size=64) as engine:
         (reason,) = engine.ready["not_protected"]
         assert engine.run(PROMPTS)["tokens"] == expected
     assert "mismatch" in reason
-    after = native.load().Arena.open(str(arena_of(chosen)), read_only=True).counts()
-    assert after["sealed"] == before["sealed"]
+    assert path.read_bytes() == before
 
 
 def test_kv_of_another_model_with_equal_block_size_is_never_used(
-    tiny_model: Path, tmp_path: Path, settings: Settings
+    tiny_model: Path, tmp_path: Path, settings: Settings, saved: Path
 ) -> None:
     other = other_weights(tiny_model, tmp_path / "other")
     chosen = settings()
+    copied(saved, chosen)
     with OfflineEngine(other, tmp_path / "plain", settings=None) as engine:
         wanted = engine.run(PROMPTS)["tokens"]
-    with OfflineEngine(tiny_model, tmp_path / "first", settings=chosen) as engine:
-        engine.run(PROMPTS)
     with OfflineEngine(other, tmp_path / "second", settings=chosen) as engine:
         reply = engine.run(PROMPTS)
     assert reply["tokens"] == wanted
@@ -145,8 +161,6 @@ def test_kv_of_another_model_with_equal_block_size_is_never_used(
 
 def other_weights(model: Path, folder: Path) -> Path:
     """The same model with every weight negated in one matrix: same shapes, same sizes, other bytes."""
-    import shutil
-
     import safetensors.torch
 
     shutil.copytree(model, folder)

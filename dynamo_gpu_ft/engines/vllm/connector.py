@@ -81,7 +81,6 @@ class GpuFtConnector(KVConnectorBase_V1):
         identity, config = self._identity, self._config
         assert identity is not None
         opened = arena.open_existing(Path(config.arena_path))
-        epoch = arena.begin_epoch(opened, identity.engine_id, takeover=config.takeover)
         found = namespace.find(opened.namespaces(), identity.engine)
         if found is None:
             raise NotProtected(
@@ -90,6 +89,7 @@ class GpuFtConnector(KVConnectorBase_V1):
                 rule="workers register before the first request",
                 remedy="look for the worker's own message above this one",
             )
+        epoch = arena.begin_epoch(opened, identity.engine_id, takeover=config.takeover)
         reader = arena.PrefixReader(opened, namespace=found, shards=identity.shards, epoch=epoch)
         return SchedulerHalf(
             reader,

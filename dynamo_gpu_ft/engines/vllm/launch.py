@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
+import signal
 import uuid
 from typing import Any
 
@@ -53,6 +54,17 @@ class Engine:
                 self._loop.remove_reader(sentinel)
         self._watched.clear()
 
+    def obituary(self, error: Exception) -> str:
+        """Why this engine counts as dead: how its core process ended if it did, else what vLLM said."""
+        manager = self.core.resources.engine_manager
+        for process in manager.processes if manager is not None else ():
+            code = process.exitcode
+            if code is not None and code < 0:
+                return f"{process.name} (pid {process.pid}) was killed by {_signal_name(-code)}"
+            if code is not None:
+                return f"{process.name} (pid {process.pid}) exited with status {code}"
+        return f"{type(error).__name__}: {error}".rstrip(": ")
+
     def pids(self) -> tuple[int, ...]:
         return tuple(sorted(p.pid for p in processes.find(self.tag)))
 
@@ -62,6 +74,13 @@ class Engine:
         if left:
             _log.warning("processes %s of the dead engine would not end", [p.pid for p in left])
         self.core.shutdown(timeout=0)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 class Launcher:
