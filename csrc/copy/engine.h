@@ -58,6 +58,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::map<int64_t, std::shared_ptr<Job>> active_;
   std::vector<std::shared_ptr<Job>> finished_;
   uint64_t marks_pending_ = 0, backlog_blocks_ = 0;
+  uint64_t in_line_ = 0, line_limit_ = 1;  // items that entered the store line and have not left it
   bool closing_ = false, stop_ = false;
   size_t threads_alive_ = 0;
   std::vector<std::thread> threads_;

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "engine.h"
@@ -18,7 +19,10 @@ std::shared_ptr<Engine> Engine::start(std::shared_ptr<Writer> writer, Layout lay
          (unsigned long long)layout.block_bytes, writer->core().path(), (unsigned long long)payload,
          (unsigned long long)layout.block_bytes);
   writer->check();
+  uint64_t slots = writer->core().geometry().slots;
   auto engine = std::make_shared<Engine>(std::move(writer), std::move(layout));
+  // Blocks that are copied but wait for the head of the line keep their slots; a slow head must not use up the arena.
+  engine->line_limit_ = std::clamp<uint64_t>(slots / 4, 1, 4 * static_cast<uint64_t>(threads));
   // The host's signal handlers must run in the host's threads.
   sigset_t all, before;
   sigfillset(&all);
@@ -56,9 +60,9 @@ bool Engine::work_on_something(Lock &lock) {
   std::shared_ptr<Job> load = load_to_work_on();
   if (load) {
     work_on_load(lock, std::move(load));
-  } else if (!stores_.empty()) {
+  } else if (!stores_.empty() && in_line_ < line_limit_) {
     work_on_store(lock);
-  } else if (stop_) {
+  } else if (stop_ && stores_.empty()) {
     return false;
   } else {
     work_.wait(lock);
@@ -107,7 +111,8 @@ void Engine::work_on_store(Lock &lock) {
   lock.unlock();
   auto turn = line_.lock();
   lock.lock();
-  if (stores_.empty()) return;
+  if (stores_.empty() || in_line_ >= line_limit_) return;
+  ++in_line_;
   StoreItem item = std::move(stores_.front());
   stores_.pop_front();
   if (item.job && !item.job->started) item.job->started = Job::Clock::now();
@@ -118,6 +123,7 @@ void Engine::work_on_store(Lock &lock) {
   turn.lock();
   line_.leave(*flight, [&](const StoreLine::Flight &done) {
     Lock settling(mutex_);
+    if (in_line_-- == line_limit_) work_.notify_all();
     if (done.item.job) {
       settle(*done.item.job, done.item.index, done.status, done.detail);
     } else {

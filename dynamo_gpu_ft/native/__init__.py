@@ -8,16 +8,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Protocol, cast
 
-from dynamo_gpu_ft.errors import GpuFtError
+from dynamo_gpu_ft.errors import CoreUnavailable
 
 if TYPE_CHECKING:
     from dynamo_gpu_ft.native import _core
 
 __all__ = ["Core", "CoreUnavailable", "available", "load"]
-
-
-class CoreUnavailable(GpuFtError):
-    """The native core cannot be loaded on this machine; nothing can be protected until it can."""
 
 
 class Core(Protocol):
