@@ -117,3 +117,19 @@ def test_every_recovery_is_told_by_phase(seen: dict[str, Any]) -> None:
     assert {"reap", "start", "resubmit", "first_token"} <= steps
     recovered = [e for e in seen["events"] if e["event"] == "recovered"]
     assert [e["requests"] for e in recovered] == [3, 3, 3]
+
+
+def test_two_tensor_parallel_ranks_are_recovered_from_both_ranks_kv(tiny_model: Path) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="gft-recovery-tp2-", dir="/dev/shm"))
+    try:
+        seen = run(
+            tiny_model,
+            folder,
+            ["undisturbed", "engine_and_worker_killed"],
+            tensor_parallel_size=2,
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    assert seen["engine_and_worker_killed"]["victims"] >= 3
+    check_streams(seen, "engine_and_worker_killed", streams=3)
+    check_restored(seen, "engine_and_worker_killed", streams=3)
