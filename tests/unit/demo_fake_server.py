@@ -12,6 +12,8 @@ import os
 import signal
 import subprocess
 import sys
+from multiprocessing import shared_memory
+from pathlib import Path
 
 from dynamo_gpu_ft import events
 
@@ -132,6 +134,9 @@ async def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         # A grandchild whose parent is gone, in a session of its own: what a tree walk from the server would miss.
         subprocess.Popen(["/bin/sh", "-c", "setsid sleep 1000 &"]).wait()
+    # As engines do: shared memory that only Python's resource tracker removes after a kill.
+    shared = shared_memory.SharedMemory(create=True, size=4096)
+    (Path(sys.argv[2]) / "shared_memory_name").write_text(shared.name)
     fake = Fake(mode)
     port = int(arguments[arguments.index("--port") + 1])
     server = await asyncio.start_server(fake.answer, "127.0.0.1", port)

@@ -153,6 +153,7 @@ def test_phases_come_in_order_and_from_the_journal() -> None:
         events.StepDone(step="start", duration_s=3.0, ok=False, **epoch),
         events.StepDone(step="start", duration_s=4.0, ok=True, **epoch),
         events.Recovered(duration_s=7.5, requests=2, time=WALL + 8.0, **epoch),
+        events.StepDone(step="first_token", duration_s=0.1, ok=True, **epoch),
     ]
     found = journal.phases(lines, killed_at=WALL, last_first_token_at=WALL + 9.5)
     assert list(found.items()) == [

@@ -117,7 +117,7 @@ def test_a_server_that_ends_before_it_is_ready_is_told_with_the_end_of_its_log(
 
 @pytest.mark.parametrize("way_out", ["end", "error"])
 def test_a_stubborn_server_and_its_runaway_grandchild_are_ended_on_every_way_out(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, way_out: str
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way_out: str
 ) -> None:
     monkeypatch.setattr(scenario, "PLAIN", (FAKE, "stubborn"))
     monkeypatch.setattr("dynamo_gpu_ft.cli.demo.server.STOP_DEADLINE_S", 0.3)
@@ -130,6 +130,8 @@ def test_a_stubborn_server_and_its_runaway_grandchild_are_ended_on_every_way_out
     except ValueError:
         pass
     assert children() == []
+    shared = (tmp_path / "shared_memory_name").read_text()
+    assert not Path("/dev/shm", shared).exists()
 
 
 def test_processes_that_were_there_before_are_left_alone(scene: Scene) -> None:
@@ -171,7 +173,7 @@ def test_a_demo_that_is_ended_by_a_signal_takes_its_server_along(
         server = Server((), tmp_path, (), port=port, environ={}, log=tmp_path / "none")
         until(server.healthy)
         family = processes.descendants(player.pid)
-        assert len(family) == 2  # the server and its engine
+        assert len(family) == 3  # the server, its engine and its resource tracker
         player.send_signal(number)
         status = player.wait(timeout=30)
     finally:

@@ -54,19 +54,20 @@ def resumed(journal: Iterable[events.Event], request_id: str) -> Resumed | None:
 def phases(
     journal: Sequence[events.Event], *, killed_at: float, last_first_token_at: float | None
 ) -> dict[str, float]:
-    """Seconds by phase in order: `notice` (kill to engine declared dead), each step, `first_token` (the wait after that).
+    """Seconds by phase in order: `notice` (kill to engine declared dead), the steps, `first_token` (the wait after them).
 
     `killed_at` and `last_first_token_at` are wall-clock seconds; the latter is when the last stream's first new token
-    reached its client. A step that ran more than once is summed.
+    reached its client. A step that ran more than once is summed; what the server does after it has recovered is part of
+    that last wait.
     """
     result: dict[str, float] = {}
     died = next((event for event in journal if isinstance(event, EngineDied)), None)
     if died is not None:
         result["notice"] = max(0.0, died.time - killed_at)
-    for event in journal:
+    ends = [place for place, event in enumerate(journal) if isinstance(event, Recovered)]
+    for event in journal[: ends[-1]] if ends else journal:
         if isinstance(event, StepDone):
             result[event.step] = result.get(event.step, 0.0) + event.duration_s
-    recovered = [event for event in journal if isinstance(event, Recovered)]
-    if recovered and last_first_token_at is not None:
-        result["first_token"] = max(0.0, last_first_token_at - recovered[-1].time)
+    if ends and last_first_token_at is not None:
+        result["first_token"] = max(0.0, last_first_token_at - journal[ends[-1]].time)
     return result

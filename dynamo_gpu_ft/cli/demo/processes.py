@@ -79,23 +79,28 @@ def kill(process: Process, number: signal.Signals = signal.SIGKILL) -> bool:
     return True
 
 
-def end_all(processes: Iterable[Process], *, deadline_s: float = 10.0) -> list[Process]:
-    """SIGKILLs the processes and waits until they are gone, reaping those that are this process's children.
+def end_all(targets: Iterable[Process], *, deadline_s: float = 10.0) -> list[Process]:
+    """SIGKILLs the processes and waits until they are gone.
 
     Returns those still there after `deadline_s` (in an uninterruptible wait, for example).
     """
-    left = list(processes)
-    ends = time.monotonic() + deadline_s
+    left = list(targets)
     for process in left:
         kill(process)
+    return wait_gone(left, deadline_s=deadline_s)
+
+
+def wait_gone(targets: Iterable[Process], *, deadline_s: float) -> list[Process]:
+    """Waits until the processes are gone, reaping those that are this process's children; returns those that stay."""
+    left = list(targets)
+    ends = time.monotonic() + deadline_s
     while left:
         for process in left:
             reap(process.pid)
         left = [process for process in left if process.running()]
-        if time.monotonic() > ends:
+        if not left or time.monotonic() > ends:
             break
-        if left:
-            time.sleep(0.02)
+        time.sleep(0.02)
     return left
 
 

@@ -23,6 +23,8 @@ from dynamo_gpu_ft.recovery.processes import adopt_orphans
 START_DEADLINE_S = 900.0
 STOP_DEADLINE_S = 20.0
 ENGINE_TITLES = ("VLLM::EngineCore", "VLLM::Worker")
+TRACKERS_DEADLINE_S = 5.0
+TRACKER = "multiprocessing.resource_tracker"
 TAIL_LINES = 25
 
 PLAIN = ("-m", "vllm.entrypoints.openai.api_server", "--model")
@@ -154,8 +156,12 @@ class Server:
         family = self._family()
         child.kill()
         child.wait()
-        # Twice: a process may start another one between the look and the kill.
-        left = processes.end_all(family) + processes.end_all(self._family())
+        # NOTE: Python's resource trackers remove the shared memory of the others once those are gone, and end by
+        # themselves then: killed along, they would leave it in /dev/shm.
+        processes.end_all(process for process in family if TRACKER not in process.title())
+        processes.wait_gone(self._family(), deadline_s=TRACKERS_DEADLINE_S)
+        # Whatever is still there, and what was started between the look and the kill.
+        left = processes.end_all(self._family())
         if left:
             print(
                 f"[demo] these processes do not end: {[process.pid for process in left]}",
@@ -185,6 +191,7 @@ def tail(log: Path, lines: int = TAIL_LINES) -> str:
 
 
 def last_line(log: Path, width: int = 80) -> str:
-    """What the server said last, cut to `width`, without vLLM's prefix."""
-    said = [line for line in tail(log, 5).splitlines() if line.strip()]
-    return said[-1].rpartition("] ")[2][:width] if said else ""
+    """What the engine's log said last: the message of the last line that has vLLM's form `... INFO ... [file:line] message`."""
+    said = [line.partition("] ")[2] for line in tail(log).splitlines() if " INFO " in line]
+    told = [message for message in said if message and not message.startswith("\t")]
+    return told[-1][:width] if told else ""
