@@ -28,6 +28,7 @@ from dynamo_gpu_ft.errors import NotProtected
 from dynamo_gpu_ft.kv import arena, namespace
 from dynamo_gpu_ft.kv.blocks import Run
 from dynamo_gpu_ft.kv.snapshot import Progress
+from dynamo_gpu_ft.metrics import metrics
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +48,9 @@ class GpuFtConnector(KVConnectorBase_V1):
         self._config = Config()
         self._progress = Progress()
         self._lost: list[Run] = []
-        self.not_protected: str | None = None  # why this process takes no snapshots, None while it does
+        self.not_protected: str | None = (
+            None  # why this process takes no snapshots, None while it does
+        )
         compat.warn_if_untested()
         self._guard("starting", self._start, None)
 
@@ -116,6 +119,7 @@ class GpuFtConnector(KVConnectorBase_V1):
             error,
             exc_info=not isinstance(error, NotProtected) and _log.isEnabledFor(logging.DEBUG),
         )
+        metrics().set("protected", 0)
         if self._worker is not None:
             left = self._worker.abandon()
             self._progress.loaded |= left.loaded

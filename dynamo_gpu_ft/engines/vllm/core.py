@@ -52,7 +52,7 @@ class ResilientCore:
         self._engine, self._launcher = engine, launcher
         self._config, self._events = config, events
         self._streams = Streams()
-        self._shelter = Shelter(config)
+        self._shelter = Shelter(config, events)
         self._generation = 1
         self._epoch = 0
         self._deaths: list[float] = []
@@ -210,9 +210,7 @@ class ResilientCore:
         self._deaths.append(began)
         while True:
             now = time.monotonic()
-            decision = after_death(
-                self._deaths, now=now, recovery_began=began, config=self._config
-            )
+            decision = after_death(self._deaths, now=now, recovery_began=began, config=self._config)
             if isinstance(decision, GiveUp):
                 self._give_up(decision.reason)
                 return
@@ -220,8 +218,14 @@ class ResilientCore:
             try:
                 if decision.delay_s:
                     await asyncio.sleep(min(decision.delay_s, left))
-                await self._run("reap", self._blocking(dead.end, deadline_s=REAP_DEADLINE_S), REAP_DEADLINE_S + 5)
-                engine = await self._run("start", self._start, min(left, self._config.start_timeout_s))
+                await self._run(
+                    "reap",
+                    self._blocking(dead.end, deadline_s=REAP_DEADLINE_S),
+                    REAP_DEADLINE_S + 5,
+                )
+                engine = await self._run(
+                    "start", self._start, min(left, self._config.start_timeout_s)
+                )
                 break
             except Exception as error:
                 _log.warning("restart failed: %s: %s", type(error).__name__, error)
@@ -244,7 +248,9 @@ class ResilientCore:
         try:
             core = await loop.run_in_executor(self._thread, self._launcher.start, tag)
         except BaseException:
-            await asyncio.shield(asyncio.to_thread(processes.end_all, tag, deadline_s=REAP_DEADLINE_S))
+            await asyncio.shield(
+                asyncio.to_thread(processes.end_all, tag, deadline_s=REAP_DEADLINE_S)
+            )
             raise
         return Engine(core, tag)
 
@@ -295,7 +301,11 @@ class ResilientCore:
 
     def _expire(self, entry: OpenRequest, generation: int) -> None:
         if not self._serving.is_set() and self._generation == generation:
-            self._end(entry, FinishReason.ERROR, f"no engine within request_wait_s = {self._config.request_wait_s:g} s")
+            self._end(
+                entry,
+                FinishReason.ERROR,
+                f"no engine within request_wait_s = {self._config.request_wait_s:g} s",
+            )
 
     def _give_up(self, reason: str) -> None:
         self.failed = reason

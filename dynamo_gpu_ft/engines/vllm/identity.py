@@ -16,14 +16,13 @@ from dynamo_gpu_ft.kv import namespace
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """`engine` goes into the namespace record; `slot_bytes` is one block of one shard; `part` names the arena of one data-parallel rank."""
+    """`engine` goes into the namespace record; `part` names the arena of one data-parallel rank."""
 
     engine: dict[str, Any]
     engine_id: str
     shards: tuple[int, ...]
     block_size: int
     num_blocks: int
-    slot_bytes: int
     part: str
 
 
@@ -90,6 +89,5 @@ def identify(vllm_config: Any, kv_cache_config: Any) -> Identity:
         shards=tuple(range(tp)),
         block_size=int(spec.block_size),
         num_blocks=int(kv_cache_config.num_blocks),
-        slot_bytes=len(groups[0].layer_names) * int(spec.page_size_bytes),
         part=f"dp{parallel.data_parallel_rank}" if dp > 1 else "",
     )

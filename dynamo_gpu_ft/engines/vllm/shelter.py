@@ -12,6 +12,7 @@ from dynamo_gpu_ft import native
 from dynamo_gpu_ft.config import Config
 from dynamo_gpu_ft.engines.vllm.streams import Streams
 from dynamo_gpu_ft.errors import GpuFtError
+from dynamo_gpu_ft.events import EventStream, NotProtectedEvent
 from dynamo_gpu_ft.kv import arena
 from dynamo_gpu_ft.metrics import metrics
 from dynamo_gpu_ft.recovery.ledger import LedgerWriter
@@ -22,8 +23,8 @@ _log = logging.getLogger("dynamo_gpu_ft.engines.vllm")
 class Shelter:
     """Opened at the first ready engine; stays open over all later ones."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, events: EventStream) -> None:
+        self._config, self._events = config, events
         self._arena: native._core.Arena | None = None
         self._tried = False
 
@@ -34,10 +35,11 @@ class Shelter:
             try:
                 self._open(streams)
             except (GpuFtError, RuntimeError) as error:
-                _log.error(
-                    "NOT PROTECTED: no request ledger and no KV to restore from: %s. "
-                    "After a fault, open requests go on from this process's memory, by computing their prompts again",
-                    error,
+                self._events.emit(
+                    NotProtectedEvent(
+                        reason=f"no request ledger and no KV to restore from: {error}. After a fault, open "
+                        "requests go on from this process's memory, by computing their prompts again"
+                    )
                 )
         metrics().set("protected", 1 if self._arena is not None else 0)
         return self._arena.epoch if self._arena is not None else 0

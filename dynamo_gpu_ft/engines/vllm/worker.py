@@ -14,7 +14,6 @@ from typing import Any
 from dynamo_gpu_ft.config import Config
 from dynamo_gpu_ft.engines.vllm.identity import Identity
 from dynamo_gpu_ft.engines.vllm.metadata import StepMetadata
-from dynamo_gpu_ft.errors import NotProtected
 from dynamo_gpu_ft.kv import arena, layout, namespace
 from dynamo_gpu_ft.kv.base import Tier
 from dynamo_gpu_ft.kv.snapshot import Progress, SnapshotQueue
@@ -40,16 +39,8 @@ class WorkerHalf:
 
         Raises `NotProtected` or `ArenaError`."""
         described = layout.describe(tensors, identity.num_blocks)
-        if described.block_bytes > identity.slot_bytes:
-            raise NotProtected(
-                "this rank's KV block is larger than the arena's slots",
-                where=f"shard {shard}",
-                value=described.block_bytes,
-                rule=f"at most {identity.slot_bytes} bytes",
-                remedy="serve without the connector and report this line",
-            )
         opened = arena.open_or_create(
-            Path(config.arena_path), slot_bytes=identity.slot_bytes, config=config
+            Path(config.arena_path), slot_bytes=described.block_bytes, config=config
         )
         arena.begin_epoch(opened, identity.engine_id, takeover=config.takeover)
         writer = arena.attach_writer(
@@ -69,6 +60,7 @@ class WorkerHalf:
             from dynamo_gpu_ft.kv.device import DeviceTier
 
             tier = DeviceTier(opened, writer, described, tensors)
+        metrics().set("protected", 1)
         _log.info(
             "KV snapshots on: arena %s, shard %d, epoch %d, %d slots of %d bytes",
             opened.path,
