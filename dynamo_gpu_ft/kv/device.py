@@ -16,13 +16,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from dynamo_gpu_ft import native
 from dynamo_gpu_ft.kv.blocks import BlockRef, JobResult
 from dynamo_gpu_ft.kv.layout import BlockLayout
 
 if TYPE_CHECKING:
+    import torch
+
     from dynamo_gpu_ft.native import _core
 
 _log = logging.getLogger("dynamo_gpu_ft.kv")
@@ -51,6 +51,9 @@ class DeviceTier:
         layout: BlockLayout,
         tensors: Mapping[str, torch.Tensor],
     ) -> None:
+        import torch
+
+        self._torch = torch
         self._core = native.load()
         self._arena, self._writer, self._layout = arena, writer, layout
         self._tensors = list(tensors.values())
@@ -91,8 +94,8 @@ class DeviceTier:
     def _enqueue(self, kind: str, job_id: int, blocks: Sequence[BlockRef]) -> None:
         ready = None
         if self._cuda:
-            ready = torch.cuda.Event()
-            ready.record(torch.cuda.current_stream(self._device))
+            ready = self._torch.cuda.Event()
+            ready.record(self._torch.cuda.current_stream(self._device))
         with self._lock:
             self._pending[job_id] = (kind, len(blocks), len(blocks) * self.block_bytes)
         self._put(_Work(kind, job_id, list(blocks), (), ready))
@@ -126,7 +129,7 @@ class DeviceTier:
         self._work.put(None)
         self._thread.join(timeout)
         if self._pinned and not self._thread.is_alive():
-            torch.cuda.cudart().cudaHostUnregister(self._arena.base_address())
+            self._torch.cuda.cudart().cudaHostUnregister(self._arena.base_address())
         self._writer.close()
 
     # -- the tier's thread -----------------------------------------------------------------------------------------
@@ -213,7 +216,7 @@ class DeviceTier:
         stream = self._streams["store" if out else "load"]
         slot = _slot_tensor(address, self.block_bytes)
         offset = 0
-        with torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
+        with self._torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
             for view, region in zip(self._fragments, self._layout.regions, strict=True):
                 host = slot[offset : offset + region.fragment_bytes]
                 device = view[block_id]
@@ -226,7 +229,7 @@ class DeviceTier:
             stream.synchronize()
 
     def _pin(self) -> bool:
-        code = torch.cuda.cudart().cudaHostRegister(
+        code = self._torch.cuda.cudart().cudaHostRegister(
             self._arena.base_address(), self._arena.file_bytes, 0
         )
         if int(code) != 0:
@@ -237,6 +240,8 @@ class DeviceTier:
 
 def _fragments(tensors: Sequence[torch.Tensor], region: Any) -> torch.Tensor:
     """A byte view [num_blocks, fragment_bytes] of one region, over the storage of the tensor that holds it."""
+    import torch
+
     for tensor in tensors:
         storage = tensor.untyped_storage()
         base = storage.data_ptr()
@@ -253,5 +258,7 @@ def _fragments(tensors: Sequence[torch.Tensor], region: Any) -> torch.Tensor:
 
 def _slot_tensor(address: int, size: int) -> torch.Tensor:
     """A CPU byte tensor over a slot of the arena; it does not own the bytes."""
+    import torch
+
     buffer = (ctypes.c_uint8 * size).from_address(address)
     return torch.frombuffer(buffer, dtype=torch.uint8)

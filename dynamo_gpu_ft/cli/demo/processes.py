@@ -10,8 +10,10 @@ import signal
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
+SHARED_PREFIXES = ("psm_", "sem.mp-", "vllm_dist_")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,19 @@ def _read(pid: int) -> tuple[Process, str] | None:
     except OSError:
         return None
     return Process(pid=pid, parent=int(fields[1]), started=int(fields[19])), fields[0].decode()
+
+
+def shared_files(targets: Iterable[Process]) -> set[Path]:
+    """Files of Python's and vLLM's shared memory that the processes have mapped now: what a SIGKILL leaves in /dev/shm."""
+    found = set()
+    for process in targets:
+        try:
+            lines = Path(f"/proc/{process.pid}/maps").read_text(errors="replace").splitlines()
+        except OSError:  # gone, or not ours to look into
+            continue
+        names = (line.partition("/dev/shm/")[2] for line in lines)
+        found |= {Path("/dev/shm", name) for name in names if name.startswith(SHARED_PREFIXES)}
+    return found
 
 
 def descendants(root: int) -> list[Process]:

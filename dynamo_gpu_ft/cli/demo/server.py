@@ -71,6 +71,7 @@ class Server:
         self._environ = {**os.environ, **environ}
         self._process: subprocess.Popen[bytes] | None = None
         self._before: set[Process] = set()
+        self._shared: set[Path] = set()
 
     def __enter__(self) -> "Server":
         adopt_orphans()  # a descendant whose parent dies becomes our child: none can slip away
@@ -117,6 +118,7 @@ class Server:
                 rule=f"titles start with {' or '.join(ENGINE_TITLES)}",
                 remedy="looking at the server's log (--keep-logs)",
             )
+        self._shared |= processes.shared_files(found)
         return found
 
     def failure(self, what: str) -> GpuFtError:
@@ -142,6 +144,7 @@ class Server:
     def stop(self) -> None:
         """SIGTERM, a while to end in order, then SIGKILL for whatever is left. Can be repeated."""
         child = self._child()
+        self._shared |= processes.shared_files(self._family())
         if child.poll() is None:
             child.terminate()
             try:
@@ -154,6 +157,7 @@ class Server:
         """SIGKILL for the server and everything it started, at once."""
         child = self._child()
         family = self._family()
+        self._shared |= processes.shared_files(family)
         child.kill()
         child.wait()
         # NOTE: Python's resource trackers remove the shared memory of the others once those are gone, and end by
@@ -162,6 +166,9 @@ class Server:
         processes.wait_gone(self._family(), deadline_s=TRACKERS_DEADLINE_S)
         # Whatever is still there, and what was started between the look and the kill.
         left = processes.end_all(self._family())
+        # NOTE: the shared memory between vLLM's ranks is known to no tracker; without this it would stay until a reboot.
+        for path in self._shared:
+            path.unlink(missing_ok=True)
         if left:
             print(
                 f"[demo] these processes do not end: {[process.pid for process in left]}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from dynamo_gpu_ft import native
+from dynamo_gpu_ft import __version__, native
 from dynamo_gpu_ft.config import Config
 from dynamo_gpu_ft.engines.vllm.streams import Streams
 from dynamo_gpu_ft.errors import GpuFtError
@@ -47,6 +47,7 @@ class Shelter:
     def _open(self, streams: Streams) -> None:
         opened = arena.open_existing(Path(self._config.arena_path))
         self._arena = opened
+        metrics().set("info", 1, version=__version__, digest=opened.digest_name)
         streams.ledger = LedgerWriter(opened, takeover=self._config.takeover)
         if streams.ledger.abandoned:
             _log.warning(

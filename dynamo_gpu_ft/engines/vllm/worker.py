@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dynamo_gpu_ft import __version__
 from dynamo_gpu_ft.config import Config
 from dynamo_gpu_ft.engines.vllm.identity import Identity
 from dynamo_gpu_ft.engines.vllm.metadata import StepMetadata
@@ -20,6 +21,9 @@ from dynamo_gpu_ft.kv.snapshot import Progress, SnapshotQueue
 from dynamo_gpu_ft.metrics import metrics, port_of
 
 _log = logging.getLogger("dynamo_gpu_ft.engines.vllm")
+
+#: Why a block was never copied; every other reason means that it was, and could not be sealed.
+NOT_TRIED = frozenset({"lag", "cancelled", "full", "no_parent"})
 
 
 class WorkerHalf:
@@ -52,6 +56,7 @@ class WorkerHalf:
         )
         port = port_of("worker", config.metrics_port, rank=shard)
         metrics().start("worker", port=port, host=config.metrics_host)
+        metrics().set("info", 1, version=__version__, digest=opened.digest_name)
         first = next(iter(tensors.values()))
         tier: Tier
         if first.device.type == "cpu":
@@ -113,6 +118,9 @@ class WorkerHalf:
         if stats.loaded_blocks:
             recorder.add("loaded_tokens_total", stats.loaded_blocks * self._block_size)
         for reason, count in stats.dropped.items():
-            recorder.add("snapshot_dropped_blocks_total", count, reason=reason)
+            if reason in NOT_TRIED:
+                recorder.add("snapshot_dropped_blocks_total", count, reason=reason)
+            else:
+                recorder.add("seal_failures_total", count, reason=reason)
         for reason, count in stats.load_failures.items():
             recorder.add("verify_failures_total", count, reason=reason)
