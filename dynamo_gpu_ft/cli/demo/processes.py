@@ -57,7 +57,7 @@ def shared_files(targets: Iterable[Process]) -> set[Path]:
             lines = Path(f"/proc/{process.pid}/maps").read_text(errors="replace").splitlines()
         except OSError:  # gone, or not ours to look into
             continue
-        names = (line.partition("/dev/shm/")[2] for line in lines)
+        names = (line.partition("/dev/shm/")[2].removesuffix(" (deleted)") for line in lines)
         found |= {Path("/dev/shm", name) for name in names if name.startswith(SHARED_PREFIXES)}
     return found
 
