@@ -13,7 +13,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -27,6 +27,10 @@ _PR_SET_CHILD_SUBREAPER = 36
 class Process:
     pid: int
     started: int  # clock ticks since boot: with the pid, names one process for ever
+
+
+def this_process() -> Process:
+    return Process(os.getpid(), _stat(Path("/proc/self"))[1])
 
 
 @contextmanager
@@ -75,6 +79,19 @@ def find(tag: str) -> list[Process]:
 def _stat(entry: Path) -> tuple[str, int]:
     fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
     return fields[0], int(fields[19])
+
+
+def shared_segments(found: Iterable[Process], prefixes: tuple[str, ...]) -> set[Path]:
+    """Files in /dev/shm with one of `prefixes` that these processes have mapped now: what their SIGKILL leaves behind."""
+    segments = set()
+    for process in found:
+        try:
+            lines = Path(f"/proc/{process.pid}/maps").read_text(errors="replace").splitlines()
+        except OSError:
+            continue  # gone, or not ours to look into
+        names = (line.partition("/dev/shm/")[2] for line in lines)
+        segments |= {Path("/dev/shm", name) for name in names if name.startswith(prefixes)}
+    return segments
 
 
 def end_all(tag: str, *, deadline_s: float) -> list[Process]:

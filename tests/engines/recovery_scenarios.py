@@ -44,6 +44,11 @@ def tagged_processes(wanted: bytes) -> list[tuple[int, str]]:
     return found
 
 
+def segments() -> list[str]:
+    """vLLM's own shared memory, which nothing but us removes after a SIGKILL."""
+    return [path.name for path in Path("/dev/shm").glob("vllm_dist_*")]
+
+
 class Scenarios:
     def __init__(self, engine: Any) -> None:
         from vllm import SamplingParams
@@ -171,6 +176,7 @@ async def run(model: str, settings: dict[str, Any], engine: dict[str, Any]) -> d
     from dynamo_gpu_ft.recovery.ledger import replay
 
     processes.adopt_orphans()
+    before = set(segments())
     arguments = AsyncEngineArgs(
         model=model,
         dtype="float32",
@@ -193,6 +199,7 @@ async def run(model: str, settings: dict[str, Any], engine: dict[str, Any]) -> d
         results["events"] = [msgspec.to_builtins(e) for e in scenarios.events]
     finally:
         client.shutdown(timeout=5)
+    results["segments_left"] = sorted(set(segments()) - before)
     results["processes_left"] = [p.pid for p in processes.find(client._tag)]
     return results
 

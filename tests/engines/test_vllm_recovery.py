@@ -131,5 +131,6 @@ def test_two_tensor_parallel_ranks_are_recovered_from_both_ranks_kv(tiny_model: 
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     assert seen["engine_and_worker_killed"]["victims"] >= 3
+    assert seen["segments_left"] == []
     check_streams(seen, "engine_and_worker_killed", streams=3)
     check_restored(seen, "engine_and_worker_killed", streams=3)

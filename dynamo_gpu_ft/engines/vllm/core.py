@@ -134,6 +134,7 @@ class ResilientCore:
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._engine.core.shutdown(timeout=timeout)
         processes.end_all(self._engine.tag, deadline_s=REAP_DEADLINE_S)
+        self._engine.unlink_segments()
         self._shelter.close()
 
     # -- one engine's life -----------------------------------------------------------------------------------------

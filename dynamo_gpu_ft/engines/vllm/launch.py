@@ -10,6 +10,7 @@ import copy
 import logging
 import signal
 import uuid
+from pathlib import Path
 from typing import Any
 
 from vllm.v1.engine.core_client import EngineCoreClient
@@ -18,6 +19,10 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from dynamo_gpu_ft.recovery import processes
 
 _log = logging.getLogger("dynamo_gpu_ft.engines.vllm")
+
+
+#: Names of shared memory that vLLM and Python make for an engine. vLLM's own are known to no resource tracker.
+SEGMENTS = ("psm_", "sem.mp-", "vllm_dist_")
 
 
 def new_tag() -> str:
@@ -30,13 +35,15 @@ class Engine:
     def __init__(self, core: Any, tag: str) -> None:
         self.core, self.tag = core, tag
         self.died = asyncio.Event()
+        self._segments: set[Path] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watched: list[int] = []
 
     def watch(self) -> None:
         """Wakes whoever awaits outputs as soon as a core process exits; vLLM itself polls about once a second.
 
-        Call on the event loop."""
+        Call on the event loop, once the engine is ready."""
+        self._segments = processes.shared_segments(processes.find(self.tag), SEGMENTS)
         self._loop = asyncio.get_running_loop()
         manager = self.core.resources.engine_manager
         for sentinel in manager.sentinels() if manager is not None else ():
@@ -74,6 +81,15 @@ class Engine:
         if left:
             _log.warning("processes %s of the dead engine would not end", [p.pid for p in left])
         self.core.shutdown(timeout=0)
+        self.unlink_segments()
+
+    def unlink_segments(self) -> None:
+        """Removes the shared memory that the ended engine's processes had, unless this process maps it too.
+
+        A SIGKILL leaves it in /dev/shm, and enough of it would keep the next engine from starting."""
+        ours = processes.shared_segments([processes.this_process()], SEGMENTS)
+        for path in self._segments - ours:
+            path.unlink(missing_ok=True)
 
 
 def _signal_name(number: int) -> str:
