@@ -345,3 +345,43 @@ def test_a_request_whose_state_dies_with_the_engine_ends_with_an_error_not_a_wro
     assert world.ended == {"plain": FinishReason.LENGTH, "special": FinishReason.ERROR}
     assert world.got["plain"] == expected("plain", 20)
     assert world.got["special"] == expected("special", 4)
+
+
+@pytest.mark.parametrize(
+    ("size", "extra", "word"),
+    [
+        (2, {}, "data_parallel_size"),
+        (1, {"client_count": 2}, "client_count"),
+        (1, {"client_addresses": {"input_address": "x"}}, "client_addresses"),
+    ],
+)
+def test_engines_it_cannot_own_are_refused_by_name(
+    size: int, extra: dict[str, Any], word: str
+) -> None:
+    from dynamo_gpu_ft.engines.vllm.client import ResilientLLM
+    from dynamo_gpu_ft.errors import ConfigError
+
+    config = SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_size=size))
+    with pytest.raises(ConfigError, match=word):
+        ResilientLLM(config, object, False, **extra)
+
+
+def test_the_connector_is_added_once_and_other_connectors_are_kept() -> None:
+    from dynamo_gpu_ft.engines.vllm.settings import transfer_entry, with_connector
+
+    other = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
+    assert with_connector(None) == transfer_entry()
+    assert with_connector(transfer_entry({"arena_name": "x"})) == transfer_entry(
+        {"arena_name": "x"}
+    )
+    wrapped = with_connector(other)
+    assert wrapped["kv_connector"] == "MultiConnector"
+    names = [c["kv_connector"] for c in wrapped["kv_connector_extra_config"]["connectors"]]
+    assert names == ["GpuFtConnector", "ExampleConnector"]
+    assert with_connector(wrapped) == wrapped
+    several = {
+        "kv_connector": "MultiConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"connectors": [other]},
+    }
+    assert len(with_connector(several)["kv_connector_extra_config"]["connectors"]) == 2

@@ -30,7 +30,8 @@ def with_connector(existing: Mapping[str, Any] | None) -> dict[str, Any]:
     if not existing or not existing.get("kv_connector"):
         return transfer_entry()
     if existing["kv_connector"] == CONNECTOR:
-        return dict(existing)
+        named = {k: v for k, v in existing.items() if v is not None}
+        return {"kv_connector_module_path": MODULE, **named}
     extra = dict(existing.get("kv_connector_extra_config") or {})
     if existing["kv_connector"] == "MultiConnector":
         children = list(extra.get("connectors") or [])
