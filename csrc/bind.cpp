@@ -8,7 +8,10 @@ PyObject *core_error = nullptr;  // owned by the module for the life of the proc
 }
 
 void raise_core_error(const char *code, const std::string &text) {
-  py::object error = py::reinterpret_borrow<py::object>(core_error)(text);
+  // Paths and hostile files put any bytes into a message.
+  auto shown = py::reinterpret_steal<py::object>(
+      PyUnicode_DecodeUTF8(text.data(), static_cast<py::ssize_t>(text.size()), "backslashreplace"));
+  py::object error = py::reinterpret_borrow<py::object>(core_error)(shown);
   error.attr("code") = code;
   PyErr_SetObject(core_error, error.ptr());
   throw py::error_already_set();

@@ -66,7 +66,9 @@ std::vector<PySlotInfo> scan(const PyArena &arena) {
   call([&] {
     return gft_arena_scan(
         handle.get(),
-        [](void *context, const gft_slot_info *info) { static_cast<std::vector<PySlotInfo> *>(context)->push_back({*info}); },
+        [](void *context, const gft_slot_info *info) {
+          static_cast<std::vector<PySlotInfo> *>(context)->push_back({*info});
+        },
         &out);
   });
   return out;
@@ -140,7 +142,8 @@ void bind_arena(py::module_ &module) {
       .def_readonly("reason", &PyPrefix::reason)
       .def_readonly("shard", &PyPrefix::shard)
       .def("__repr__", [](const PyPrefix &p) {
-        return "Prefix(blocks=" + std::to_string(p.blocks) + ", reason='" + p.reason + "', shard=" + std::to_string(p.shard) + ")";
+        return "Prefix(blocks=" + std::to_string(p.blocks) + ", reason='" + p.reason +
+               "', shard=" + std::to_string(p.shard) + ")";
       });
 
   py::class_<PyArena>(module, "Arena")

@@ -47,7 +47,8 @@ template <gft_status (*Submit)(gft_engine *, int64_t, const gft_block *, size_t)
 void submit(const PyEngine &engine, int64_t job_id, const std::vector<const PyBlock *> &blocks) {
   std::vector<gft_block> views_;
   views_.reserve(blocks.size());
-  for (const PyBlock *block : blocks) views_.push_back({block->block_id, view(block->hash), view(block->parent), block->position});
+  for (const PyBlock *block : blocks)
+    views_.push_back({block->block_id, view(block->hash), view(block->parent), block->position});
   call([&] { return Submit(engine.handle.get(), job_id, views_.data(), views_.size()); });
 }
 
@@ -98,8 +99,10 @@ void bind_copy(py::module_ &module) {
       .def(py::init(&make_engine), py::arg("writer"), py::arg("layout"), py::kw_only(), py::arg("threads") = 1)
       .def("store", submit<gft_engine_store>, py::arg("job_id"), py::arg("blocks"))
       .def("load", submit<gft_engine_load>, py::arg("job_id"), py::arg("blocks"))
-      .def("hold", [](const PyEngine &e, const py::sequence &hashes) { mark(e, hashes, false); }, py::arg("block_hashes"))
-      .def("release", [](const PyEngine &e, const py::sequence &hashes) { mark(e, hashes, true); }, py::arg("block_hashes"))
+      .def(
+          "hold", [](const PyEngine &e, const py::sequence &hashes) { mark(e, hashes, false); }, py::arg("block_hashes"))
+      .def(
+          "release", [](const PyEngine &e, const py::sequence &hashes) { mark(e, hashes, true); }, py::arg("block_hashes"))
       .def(
           "cancel",
           [](const PyEngine &e, const std::vector<int64_t> &job_ids) {

@@ -29,8 +29,8 @@ struct PyLedgerRecords {
   std::string end;
 };
 
-std::optional<PyClaim> claim(const PyWriter &writer, const py::bytes &block_hash, const std::optional<py::bytes> &parent_hash,
-                             uint64_t position) {
+std::optional<PyClaim> claim(const PyWriter &writer, const py::bytes &block_hash,
+                             const std::optional<py::bytes> &parent_hash, uint64_t position) {
   std::string hash = bytes_of(block_hash);
   auto parent = bytes_of(parent_hash);
   gft_claim *raw = nullptr;
@@ -115,7 +115,8 @@ void bind_ledger(py::module_ &module) {
       .def_property_readonly("records",
                              [](const PyLedgerRecords &r) {
                                py::list out;
-                               for (const auto &[kind, payload] : r.records) out.append(py::make_tuple(kind, py::bytes(payload)));
+                               for (const auto &[kind, payload] : r.records)
+                                 out.append(py::make_tuple(kind, py::bytes(payload)));
                                return out;
                              })
       .def_readonly("end", &PyLedgerRecords::end);
@@ -133,7 +134,8 @@ void bind_ledger(py::module_ &module) {
           },
           py::arg("kind"), py::arg("payload"))
       .def("begin_compaction", [](const PyLedger &l) { call([&] { return gft_ledger_begin_compaction(l.handle.get()); }); })
-      .def("commit_compaction", [](const PyLedger &l) { call([&] { return gft_ledger_commit_compaction(l.handle.get()); }); })
+      .def("commit_compaction",
+           [](const PyLedger &l) { call([&] { return gft_ledger_commit_compaction(l.handle.get()); }); })
       .def("abort_compaction", [](const PyLedger &l) { call([&] { return gft_ledger_abort_compaction(l.handle.get()); }); })
       .def("close", [](const PyLedger &l) { call([&] { return gft_ledger_close(l.handle.get()); }); });
 

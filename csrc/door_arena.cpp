@@ -27,10 +27,10 @@ void remember_error(const std::string &text) noexcept {
 using gft::behind_wall;
 
 const char *gft_status_name(gft_status status) {
-  static constexpr const char *names[] = {
-      "ok",   "present",   "exists",  "not_found", "no_space",  "invalid", "io",       "damaged",
-      "version", "mismatch", "read_only", "timed_out", "full",  "busy",    "fenced",   "no_parent",
-      "chain", "epoch",    "digest",  "changed",   "cancelled", "closed",  "forked",   "internal"};
+  static constexpr const char *names[] = {"ok",     "present", "exists",    "not_found", "no_space",  "invalid",
+                                          "io",     "damaged", "version",   "mismatch",  "read_only", "timed_out",
+                                          "full",   "busy",    "fenced",    "no_parent", "chain",     "epoch",
+                                          "digest", "changed", "cancelled", "closed",    "forked",    "internal"};
   static_assert(sizeof names / sizeof *names == GFT_INTERNAL + 1);
   return status >= 0 && status <= GFT_INTERNAL ? names[status] : "internal";
 }
@@ -54,9 +54,7 @@ gft_status gft_arena_create(const char *path, const gft_geometry *geometry, int 
 }
 
 gft_status gft_arena_open(const char *path, int read_only, gft_arena **out) {
-  return behind_wall([&] {
-    *out = new gft_arena{std::make_shared<gft::Core>(gft::ArenaFile::open(path, read_only != 0))};
-  });
+  return behind_wall([&] { *out = new gft_arena{std::make_shared<gft::Core>(gft::ArenaFile::open(path, read_only != 0))}; });
 }
 
 void gft_arena_free(gft_arena *arena) { delete arena; }
@@ -64,7 +62,10 @@ void gft_arena_free(gft_arena *arena) { delete arena; }
 gft_status gft_arena_info_get(gft_arena *arena, gft_arena_info *out) {
   return behind_wall([&] {
     const gft::Geometry &g = arena->core->geometry();
-    *out = {arena->core->path(), {g.slot_bytes, g.slots, g.ledger_bytes}, arena->core->digest().name, g.file_bytes,
+    *out = {arena->core->path(),
+            {g.slot_bytes, g.slots, g.ledger_bytes},
+            arena->core->digest().name,
+            g.file_bytes,
             reinterpret_cast<uint64_t>(arena->core->file().base)};
   });
 }

@@ -23,9 +23,8 @@ std::vector<gft::BlockSpec> specs(const gft_block *blocks, size_t count) {
 
 gft_status gft_arena_attach(gft_arena *arena, uint32_t shard, const uint8_t token[16], uint32_t name_space, int takeover,
                             gft_writer **out) {
-  return behind_wall([&] {
-    *out = new gft_writer{gft::Writer::attach(arena->core, shard, token, name_space, takeover != 0)};
-  });
+  return behind_wall(
+      [&] { *out = new gft_writer{gft::Writer::attach(arena->core, shard, token, name_space, takeover != 0)}; });
 }
 
 gft_status gft_writer_close(gft_writer *writer) {
@@ -127,9 +126,8 @@ gft_status gft_layout_measure(const gft_region *regions, size_t count, uint64_t 
 }
 
 gft_status gft_engine_create(gft_writer *writer, const gft_region *regions, size_t count, int threads, gft_engine **out) {
-  return behind_wall([&] {
-    *out = new gft_engine{gft::Engine::start(writer->writer, gft::Layout::of(regions, count), threads)};
-  });
+  return behind_wall(
+      [&] { *out = new gft_engine{gft::Engine::start(writer->writer, gft::Layout::of(regions, count), threads)}; });
 }
 
 gft_status gft_engine_store(gft_engine *engine, int64_t job_id, const gft_block *blocks, size_t count) {
@@ -154,8 +152,13 @@ gft_status gft_engine_cancel(gft_engine *engine, const int64_t *job_ids, size_t 
 gft_status gft_engine_poll(gft_engine *engine, void (*each)(void *, const gft_job_result *), void *context) {
   return behind_wall([&] {
     for (const auto &job : engine->engine->poll()) {
-      gft_job_result result{job->id, job->load ? "load" : "store", job->bytes, job->seconds, job->statuses.data(),
-                            job->statuses.size(), job->detail.c_str()};
+      gft_job_result result{job->id,
+                            job->load ? "load" : "store",
+                            job->bytes,
+                            job->seconds,
+                            job->statuses.data(),
+                            job->statuses.size(),
+                            job->detail.c_str()};
       each(context, &result);
     }
   });

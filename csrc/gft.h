@@ -16,29 +16,29 @@ extern "C" {
  * while another thread uses that same handle is the caller's error. */
 typedef enum gft_status {
   GFT_OK = 0,
-  GFT_PRESENT,    /* not a failure: an equal block is sealed already */
-  GFT_EXISTS,     /* the file is there */
-  GFT_NOT_FOUND,  /* no such file or block */
-  GFT_NO_SPACE,   /* the file system cannot hold the arena */
-  GFT_INVALID,    /* an argument breaks a rule */
-  GFT_IO,         /* the operating system refused */
-  GFT_DAMAGED,    /* bytes of the arena contradict themselves */
-  GFT_VERSION,    /* another format version */
-  GFT_MISMATCH,   /* a sound arena, but of another geometry or digest */
-  GFT_READ_ONLY,  /* opened read only */
-  GFT_TIMED_OUT,  /* a deadline passed */
-  GFT_FULL,       /* no room left of the kind asked for */
-  GFT_BUSY,       /* a live process has it */
-  GFT_FENCED,     /* the caller's epoch or ticket is over */
-  GFT_NO_PARENT,  /* the parent block is not sealed */
-  GFT_CHAIN,      /* the parent link does not fit */
-  GFT_EPOCH,      /* sealed in an epoch newer than the reader's */
-  GFT_DIGEST,     /* the payload differs from its digest */
-  GFT_CHANGED,    /* the slot was given away while it was being read */
-  GFT_CANCELLED,  /* dropped on request before it started */
-  GFT_CLOSED,     /* the handle was closed */
-  GFT_FORKED,     /* the handle belongs to the parent process */
-  GFT_INTERNAL    /* out of memory or a broken invariant of ours */
+  GFT_PRESENT,   /* not a failure: an equal block is sealed already */
+  GFT_EXISTS,    /* the file is there */
+  GFT_NOT_FOUND, /* no such file or block */
+  GFT_NO_SPACE,  /* the file system cannot hold the arena */
+  GFT_INVALID,   /* an argument breaks a rule */
+  GFT_IO,        /* the operating system refused */
+  GFT_DAMAGED,   /* bytes of the arena contradict themselves */
+  GFT_VERSION,   /* another format version */
+  GFT_MISMATCH,  /* a sound arena, but of another geometry or digest */
+  GFT_READ_ONLY, /* opened read only */
+  GFT_TIMED_OUT, /* a deadline passed */
+  GFT_FULL,      /* no room left of the kind asked for */
+  GFT_BUSY,      /* a live process has it */
+  GFT_FENCED,    /* the caller's epoch or ticket is over */
+  GFT_NO_PARENT, /* the parent block is not sealed */
+  GFT_CHAIN,     /* the parent link does not fit */
+  GFT_EPOCH,     /* sealed in an epoch newer than the reader's */
+  GFT_DIGEST,    /* the payload differs from its digest */
+  GFT_CHANGED,   /* the slot was given away while it was being read */
+  GFT_CANCELLED, /* dropped on request before it started */
+  GFT_CLOSED,    /* the handle was closed */
+  GFT_FORKED,    /* the handle belongs to the parent process */
+  GFT_INTERNAL   /* out of memory or a broken invariant of ours */
 } gft_status;
 
 const char *gft_status_name(gft_status status); /* "ok", "no_space", ...; never NULL */
@@ -61,7 +61,7 @@ typedef struct gft_bytes {
 typedef struct gft_arena gft_arena;
 
 typedef struct gft_geometry {
-  uint64_t slot_bytes;   /* payload bytes of one block */
+  uint64_t slot_bytes; /* payload bytes of one block */
   uint64_t slots;
   uint64_t ledger_bytes; /* both halves together, rounded up to pages */
 } gft_geometry;
@@ -80,7 +80,7 @@ typedef struct gft_counts {
 
 typedef struct gft_slot_info {
   uint64_t slot;
-  const char *state; /* "writing" or "sealed" */
+  const char *state;  /* "writing" or "sealed" */
   int64_t name_space; /* index, -1 when not sealed or when the header does not hold */
   uint64_t shard, position, epoch, generation, payload_bytes, last_used;
   int held;

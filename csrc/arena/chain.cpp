@@ -37,7 +37,8 @@ Why read_sealed(const Core &core, uint64_t slot, StateWord word, const Wanted &w
       header.hash_bytes == 0 || header.hash_bytes > kHashBytes || header.payload_bytes != core.geometry().slot_bytes ||
       Core::link_of(core.digest(), header) != std::to_array(header.link))
     return Why::damaged;
-  if (std::to_array(header.name_space_id) != wanted.name_space.id) return Why::name_space;
+  if (std::to_array(header.name_space_id) != wanted.name_space.id || header.name_space != wanted.name_space.index)
+    return Why::name_space;
   if (header.shard != wanted.shard) return Why::missing;
   if (header.epoch > wanted.max_epoch) return Why::epoch;
   return Why::ok;

@@ -23,8 +23,8 @@ struct Sealed {
 
 // Why a block cannot be used, the less telling first: the most telling of several candidates is the answer.
 enum class Why { missing, writing, name_space, damaged, epoch, chain, ok };
-const char *why_text(Why why);     // of Prefix.reason
-gft_status why_status(Why why);    // of a single block
+const char *why_text(Why why);   // of Prefix.reason
+gft_status why_status(Why why);  // of a single block
 
 // What a block must be to be used.
 struct Wanted {

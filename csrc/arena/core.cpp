@@ -81,8 +81,10 @@ AdminLock::AdminLock(Core &core) : mutex_(core.admin_mutex()), lock_(core.file()
   while (!lock_.try_lock(kAdminLock)) {
     clock_gettime(CLOCK_MONOTONIC, &now);
     if (now.tv_sec - start.tv_sec + (now.tv_nsec - start.tv_nsec) * 1e-9 > kAdminSeconds)
-      fail(GFT_TIMED_OUT, "process %llu has held the administration lock of arena %s for more than %d s; it is stopped or "
-           "stuck: end it", (unsigned long long)pid.load(std::memory_order_relaxed), core.path(), kAdminSeconds);
+      fail(GFT_TIMED_OUT,
+           "process %llu has held the administration lock of arena %s for more than %d s; it is stopped or "
+           "stuck: end it",
+           (unsigned long long)pid.load(std::memory_order_relaxed), core.path(), kAdminSeconds);
     nanosleep(&nap, nullptr);
   }
   pid.store(static_cast<uint64_t>(getpid()), std::memory_order_relaxed);

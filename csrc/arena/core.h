@@ -67,7 +67,8 @@ class Core {
   uint32_t add_namespace(const void *record, size_t bytes);
   uint32_t namespace_count() const;
   std::vector<uint8_t> namespace_bytes(uint32_t index) const;
-  Namespace name_space(uint32_t index);  // GFT_INVALID when there is no such record
+  Namespace name_space(uint32_t index);                // GFT_INVALID when there is no such record
+  bool names_its_namespace(const SlotHeader &header);  // number and identity belong together
 
   Room &room() { return *room_; }
   std::mutex &admin_mutex() { return admin_mutex_; }

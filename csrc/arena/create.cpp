@@ -38,8 +38,10 @@ bool exists(const std::string &path) {
 }
 
 [[noreturn]] void no_space(const std::string &path, uint64_t wanted, uint64_t free) {
-  fail(GFT_NO_SPACE, "cannot allocate arena %s: %llu bytes wanted, %llu free on its file system; "
-       "choose another directory or fewer slots", path.c_str(), (unsigned long long)wanted, (unsigned long long)free);
+  fail(GFT_NO_SPACE,
+       "cannot allocate arena %s: %llu bytes wanted, %llu free on its file system; "
+       "choose another directory or fewer slots",
+       path.c_str(), (unsigned long long)wanted, (unsigned long long)free);
 }
 
 uint64_t free_bytes(const std::string &path) {
@@ -51,8 +53,7 @@ uint64_t free_bytes(const std::string &path) {
 
 void allocate(int descriptor, const std::string &path, uint64_t bytes) {
   // Asked before, because filling a memory file system to the brim first would hurt everybody else on the machine.
-  if (ftruncate(descriptor, 0) != 0)
-    fail(GFT_IO, "cannot empty %s.new: %s; remove it", path.c_str(), std::strerror(errno));
+  if (ftruncate(descriptor, 0) != 0) fail(GFT_IO, "cannot empty %s.new: %s; remove it", path.c_str(), std::strerror(errno));
   if (uint64_t free = free_bytes(path); free < bytes) no_space(path, bytes, free);
   while (fallocate(descriptor, 0, 0, static_cast<off_t>(bytes)) != 0) {
     if (errno == EINTR) continue;

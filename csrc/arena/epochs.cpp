@@ -41,8 +41,10 @@ void refuse_superseded(const Core &core, uint64_t epoch, const uint8_t token[16]
   for (uint64_t old = epoch > kTokens ? epoch - kTokens + 1 : 1; old < epoch; ++old) {
     TokenRecord record = token_record(core, old);
     if (names(record, old) && same(record, token))
-      fail(GFT_FENCED, "this engine start opened epoch %llu of arena %s, which is now in epoch %llu: it was replaced; stop "
-           "this process", (unsigned long long)old, core.path(), (unsigned long long)epoch);
+      fail(GFT_FENCED,
+           "this engine start opened epoch %llu of arena %s, which is now in epoch %llu: it was replaced; stop "
+           "this process",
+           (unsigned long long)old, core.path(), (unsigned long long)epoch);
   }
 }
 
@@ -62,8 +64,10 @@ uint64_t begin_epoch(Core &core, const uint8_t token[16], bool takeover) {
   refuse_superseded(core, epoch, token);
   for (uint32_t lane = 0; lane < kLanes && !takeover; ++lane)
     if (LaneRecord record = lane_record(core, lane); record.epoch == epoch && epoch > 0 && core.lane_alive(lane))
-      fail(GFT_BUSY, "process %u writes shard %u of arena %s in epoch %llu; end it, give this engine another arena, or take "
-           "over", record.pid, record.shard, core.path(), (unsigned long long)epoch);
+      fail(GFT_BUSY,
+           "process %u writes shard %u of arena %s in epoch %llu; end it, give this engine another arena, or take "
+           "over",
+           record.pid, record.shard, core.path(), (unsigned long long)epoch);
   TokenRecord record{epoch + 1, {}, static_cast<uint32_t>(getpid()), 0};
   std::memcpy(record.token, token, 16);
   record.crc = crc32c(&record, offsetof(TokenRecord, crc));
@@ -87,8 +91,8 @@ Lane take_lane(Core &core, uint32_t shard, const uint8_t token[16], bool takeove
       LaneRecord record = lane_record(core, other);
       if (record.epoch != lane.epoch || record.shard != shard || record.ticket == 0 || !core.lane_alive(other)) continue;
       if (!takeover)
-        fail(GFT_BUSY, "process %u writes shard %u of arena %s in this epoch already; end it, or take over", record.pid, shard,
-             core.path());
+        fail(GFT_BUSY, "process %u writes shard %u of arena %s in this epoch already; end it, or take over", record.pid,
+             shard, core.path());
       Word(core.lane(other)->ticket).store(0, std::memory_order_release);
     }
     uint32_t free = 0;

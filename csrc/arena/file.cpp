@@ -31,9 +31,10 @@ std::unique_ptr<ArenaFile> ArenaFile::create(const std::string &path, const Geom
     fail(GFT_EXISTS, "arena %s exists; open it, or remove it first", path.c_str());
   auto file = open(path, false);
   if (file->geometry.slot_bytes != geometry.slot_bytes)
-    fail(GFT_MISMATCH, "arena %s has slots of %llu bytes, %llu are wanted; the engine's model, layout or block size changed: "
-         "use another path or remove the file", path.c_str(), (unsigned long long)file->geometry.slot_bytes,
-         (unsigned long long)geometry.slot_bytes);
+    fail(GFT_MISMATCH,
+         "arena %s has slots of %llu bytes, %llu are wanted; the engine's model, layout or block size changed: "
+         "use another path or remove the file",
+         path.c_str(), (unsigned long long)file->geometry.slot_bytes, (unsigned long long)geometry.slot_bytes);
   return file;
 }
 
@@ -55,10 +56,13 @@ void ArenaFile::read_header() {
   if (fstat(descriptor, &status) != 0) fail(GFT_IO, "cannot look at arena %s: %s", name, std::strerror(errno));
   if (!S_ISREG(status.st_mode)) fail(GFT_INVALID, "arena %s is not a plain file", name);
   if (status.st_uid != geteuid() && !(read_only && geteuid() == 0))
-    fail(GFT_INVALID, "arena %s belongs to user %u, we are user %u; only its owner may use it", name, status.st_uid, geteuid());
+    fail(GFT_INVALID, "arena %s belongs to user %u, we are user %u; only its owner may use it", name, status.st_uid,
+         geteuid());
   if ((status.st_mode & 077) != 0)
-    fail(GFT_INVALID, "arena %s has mode %03o; others could change it under us, it must be 600: remove it, or chmod 600 "
-         "when you trust what is in it", name, status.st_mode & 0777);
+    fail(GFT_INVALID,
+         "arena %s has mode %03o; others could change it under us, it must be 600: remove it, or chmod 600 "
+         "when you trust what is in it",
+         name, status.st_mode & 0777);
   FileHeader header;
   ssize_t got = pread(descriptor, &header, sizeof header, 0);
   if (got != sizeof header)
@@ -77,13 +81,16 @@ void ArenaFile::read_header() {
     fail(GFT_DAMAGED, "arena %s is damaged at byte 16: %s; remove it", name, why.text.c_str());
   }
   if (header.file_bytes != geometry.file_bytes || static_cast<uint64_t>(status.st_size) != geometry.file_bytes)
-    fail(GFT_DAMAGED, "arena %s is damaged: its geometry needs %llu bytes, its header says %llu, the file has %lld; remove it",
-         name, (unsigned long long)geometry.file_bytes, (unsigned long long)header.file_bytes, (long long)status.st_size);
+    fail(GFT_DAMAGED,
+         "arena %s is damaged: its geometry needs %llu bytes, its header says %llu, the file has %lld; remove it", name,
+         (unsigned long long)geometry.file_bytes, (unsigned long long)header.file_bytes, (long long)status.st_size);
   header.digest_name[sizeof header.digest_name - 1] = 0;
   digest = find_digest(header.digest_name);
   if (!digest)
-    fail(GFT_MISMATCH, "arena %s was sealed with digest \"%s\", which this build lacks; build with <xxhash.h> installed "
-         "(libxxhash-dev), or remove the arena", name, header.digest_name);
+    fail(GFT_MISMATCH,
+         "arena %s was sealed with digest \"%s\", which this build lacks; build with <xxhash.h> installed "
+         "(libxxhash-dev), or remove the arena",
+         name, header.digest_name);
   std::memcpy(id, header.arena_id, sizeof id);
 }
 

@@ -14,8 +14,8 @@ inline constexpr uint32_t kNamespaces = 64;
 inline constexpr uint32_t kNamespaceBytes = 4096;
 inline constexpr uint32_t kTokens = 128;
 inline constexpr uint32_t kHashBytes = 64;
-inline constexpr uint32_t kBucket = 8;         // index entries of one cache line
-inline constexpr uint32_t kProbedBuckets = 16; // a lookup never looks at more
+inline constexpr uint32_t kBucket = 8;          // index entries of one cache line
+inline constexpr uint32_t kProbedBuckets = 16;  // a lookup never looks at more
 
 struct FileHeader {
   char magic[8];
@@ -43,11 +43,11 @@ static_assert(sizeof(TokenRecord) == 32);
 
 struct Control {
   alignas(64) uint64_t epoch;
-  uint64_t namespaces;  // how many records count
-  uint64_t admin_pid;   // who took the administration lock last
-  alignas(64) uint64_t clock;  // ticks of the use stamps
+  uint64_t namespaces;               // how many records count
+  uint64_t admin_pid;                // who took the administration lock last
+  alignas(64) uint64_t clock;        // ticks of the use stamps
   alignas(64) uint64_t ledger_word;  // generation << 2 | fencing << 1 | half
-  uint64_t ledger_tail;  // generation << 40 | bytes used; a hint that the tail was not cut
+  uint64_t ledger_tail;              // generation << 40 | bytes used; a hint that the tail was not cut
   uint64_t ledger_pid[2];
   alignas(64) TokenRecord tokens[kTokens];
 };
@@ -91,7 +91,7 @@ struct SlotHeader {
 static_assert(sizeof(SlotHeader) == 192 && sizeof(SlotHeader) % 8 == 0);
 
 struct RecordHeader {
-  uint64_t commit;  // 0: nothing here yet; else kCommitMark | CRC32C of the rest of the header and the payload
+  uint64_t commit;  // 0: nothing here yet; else kCommitMark | CRC32C of offset, rest of the header, payload
   uint64_t generation;
   uint32_t bytes;
   uint32_t kind;

@@ -8,9 +8,10 @@
 namespace gft {
 namespace {
 
-bool seal_holds(const Core &core, uint64_t slot, StateWord word, const SlotHeader &header) {
+bool seal_holds(Core &core, uint64_t slot, StateWord word, const SlotHeader &header) {
   return core.seal_of(slot, header) == std::to_array(header.seal) && header.generation == word.generation &&
-         header.hash_bytes > 0 && header.hash_bytes <= kHashBytes && header.payload_bytes == core.geometry().slot_bytes;
+         header.hash_bytes > 0 && header.hash_bytes <= kHashBytes && header.payload_bytes == core.geometry().slot_bytes &&
+         core.names_its_namespace(header);
 }
 
 bool is_held(const Core &core, uint64_t slot, StateWord word, uint64_t epoch) {
@@ -36,7 +37,7 @@ gft_counts count_slots(const Core &core) {
   return counts;
 }
 
-std::vector<gft_slot_info> scan_slots(const Core &core) {
+std::vector<gft_slot_info> scan_slots(Core &core) {
   core.check_alive();
   std::vector<gft_slot_info> out;
   uint64_t epoch = core.epoch();
@@ -65,7 +66,7 @@ std::vector<gft_slot_info> scan_slots(const Core &core) {
   return out;
 }
 
-const char *verify_slot(const Core &core, uint64_t slot) {
+const char *verify_slot(Core &core, uint64_t slot) {
   core.check_alive();
   if (slot >= core.geometry().slots)
     fail(GFT_INVALID, "arena %s has no slot %llu, only %llu", core.path(), (unsigned long long)slot,

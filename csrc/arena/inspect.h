@@ -9,7 +9,7 @@
 namespace gft {
 
 gft_counts count_slots(const Core &core);
-std::vector<gft_slot_info> scan_slots(const Core &core);
-const char *verify_slot(const Core &core, uint64_t slot);
+std::vector<gft_slot_info> scan_slots(Core &core);
+const char *verify_slot(Core &core, uint64_t slot);
 
 }  // namespace gft

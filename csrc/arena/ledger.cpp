@@ -38,8 +38,10 @@ std::unique_ptr<Ledger> Ledger::open(std::shared_ptr<Core> core, bool takeover) 
            (unsigned long long)half_pid(*core, word.half), core->path());
     Half other = own(1 - word.half);
     if (!other.lock)
-      fail(GFT_BUSY, "process %llu, a former writer of the ledger of arena %s, is stopped but alive and could still touch "
-           "it; end it", (unsigned long long)half_pid(*core, 1 - word.half), core->path());
+      fail(GFT_BUSY,
+           "process %llu, a former writer of the ledger of arena %s, is stopped but alive and could still touch "
+           "it; end it",
+           (unsigned long long)half_pid(*core, 1 - word.half), core->path());
     ledger->take_over(packed, std::move(other));
     return ledger;
   }
@@ -100,12 +102,13 @@ void Ledger::put(Half &half, uint32_t kind, std::span<const uint8_t> payload) {
   uint64_t bytes = payload.size() <= UINT32_MAX ? record_bytes(static_cast<uint32_t>(payload.size())) : ~uint64_t{0};
   // Eight bytes stay free for the zero that ends the ledger.
   if (bytes > capacity - half.used || capacity - half.used - bytes < 8)
-    fail(GFT_FULL, "a record of %zu bytes does not fit the ledger of arena %s: %llu of %llu bytes are used; compact it, or "
-         "make the arena with a larger ledger", payload.size(), core_->path(), (unsigned long long)half.used,
-         (unsigned long long)capacity);
+    fail(GFT_FULL,
+         "a record of %zu bytes does not fit the ledger of arena %s: %llu of %llu bytes are used; compact it, or "
+         "make the arena with a larger ledger",
+         payload.size(), core_->path(), (unsigned long long)half.used, (unsigned long long)capacity);
   uint8_t *at = core_->ledger_half(half.number) + half.used;
   RecordHeader header{0, half.generation, static_cast<uint32_t>(payload.size()), kind};
-  header.commit = commit_of(header, payload.data());
+  header.commit = commit_of(header, half.used, payload.data());
   // Relaxed atomics for the words a reader may look at before they count.
   commit_word(at + 8).store(header.generation, std::memory_order_relaxed);
   commit_word(at + 16).store(uint64_t{kind} << 32 | header.bytes, std::memory_order_relaxed);
@@ -135,11 +138,12 @@ void Ledger::begin_compaction() {
   check();
   if (!active_.lock || ledger_word(*core_).load(std::memory_order_acquire) != word_) fenced();
   Half half{1 - active_.number, 0, 0, nullptr};
-  half.lock = compacting_ ? std::move(other_.lock)
-                          : std::make_unique<LockFile>(core_->file().descriptor, core_->path());
+  half.lock = compacting_ ? std::move(other_.lock) : std::make_unique<LockFile>(core_->file().descriptor, core_->path());
   if (!compacting_ && !half.lock->try_lock(kLedgerLocks + half.number))
-    fail(GFT_BUSY, "process %llu, a former writer of the ledger of arena %s, is stopped but alive and could still touch the "
-         "other half; end it", (unsigned long long)half_pid(*core_, half.number), core_->path());
+    fail(GFT_BUSY,
+         "process %llu, a former writer of the ledger of arena %s, is stopped but alive and could still touch the "
+         "other half; end it",
+         (unsigned long long)half_pid(*core_, half.number), core_->path());
   start_half(half, active_.generation + 1);
   other_ = std::move(half);
   compacting_ = true;

@@ -33,7 +33,7 @@ LedgerContents replay_half(const Core &core, unsigned half, uint64_t generation)
     if (header.generation != generation || record_bytes(header.bytes) > end - out.used) break;
     LedgerRecord record{header.kind, {}};
     record.payload.assign(base + out.used + sizeof header, base + out.used + sizeof header + header.bytes);
-    if (header.commit != commit_of(header, record.payload.data())) break;
+    if (header.commit != commit_of(header, out.used, record.payload.data())) break;
     out.torn = false;
     out.used += record_bytes(header.bytes);
     out.records.push_back(std::move(record));

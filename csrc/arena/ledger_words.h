@@ -25,8 +25,9 @@ inline uint64_t tail_used(uint64_t word) { return word & ((uint64_t{1} << 40) - 
 // Header and payload, rounded up so that the next commit word is aligned.
 inline uint64_t record_bytes(uint32_t payload) { return (sizeof(RecordHeader) + uint64_t{payload} + 7) / 8 * 8; }
 
-inline uint64_t commit_of(const RecordHeader &header, const uint8_t *payload) {
-  uint32_t crc = crc32c(&header.generation, sizeof header - sizeof header.commit);
+// Covers the place as well: a whole record that was moved is not one.
+inline uint64_t commit_of(const RecordHeader &header, uint64_t offset, const uint8_t *payload) {
+  uint32_t crc = crc32c(&header.generation, sizeof header - sizeof header.commit, crc32c(&offset, sizeof offset));
   return kCommitMark | crc32c(payload, header.bytes, crc);
 }
 

@@ -15,7 +15,7 @@ namespace gft {
 namespace {
 
 struct flock range(short type, uint64_t byte) {
-  struct flock lock {};
+  struct flock lock{};
   lock.l_type = type;
   lock.l_whence = SEEK_SET;
   lock.l_start = static_cast<off_t>(byte);

@@ -1,5 +1,6 @@
 // The table of namespace records: appended under the administration lock, counted by one release-store.
-// A record that this process has read and checked once is remembered, so later damage to the table cannot change its meaning.
+// A record that this process has read and checked once is remembered, so later damage to the table cannot change its
+// meaning.
 #include <algorithm>
 #include <cstring>
 
@@ -39,6 +40,14 @@ Namespace Core::name_space(uint32_t index) {
   auto bytes = namespace_bytes(index);
   known_namespaces_.push_back({index, digest().of(bytes.data(), bytes.size())});
   return known_namespaces_.back();
+}
+
+bool Core::names_its_namespace(const SlotHeader &header) {
+  try {
+    return name_space(header.name_space).id == std::to_array(header.name_space_id);
+  } catch (const Fail &) {
+    return false;  // no such record, or a damaged one
+  }
 }
 
 uint32_t Core::add_namespace(const void *record, size_t bytes) {

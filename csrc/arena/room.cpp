@@ -12,7 +12,8 @@ bool Room::Lanes::alive(const Core &core, uint8_t lane) {
   return known[lane] == 1;
 }
 
-std::pair<uint64_t, StateWord> Room::take(uint8_t lane, const std::vector<uint64_t> &spare, const std::function<void()> &check) {
+std::pair<uint64_t, StateWord> Room::take(uint8_t lane, const std::vector<uint64_t> &spare,
+                                          const std::function<void()> &check) {
   std::lock_guard lock(mutex_);
   for (int refills = 0;;) {
     if (queue_.empty()) {
@@ -40,7 +41,8 @@ std::pair<uint64_t, StateWord> Room::take(uint8_t lane, const std::vector<uint64
 bool Room::evict(const Candidate &candidate, uint8_t lane, const std::function<void()> &check) {
   Word state = core_.state(candidate.slot);
   StateWord word = StateWord::of(candidate.word);
-  bool held = HoldWord::of(core_.hold(candidate.slot).load(std::memory_order_relaxed)).counts(core_.epoch(), word.generation);
+  bool held =
+      HoldWord::of(core_.hold(candidate.slot).load(std::memory_order_relaxed)).counts(core_.epoch(), word.generation);
   if (core_.stamp(candidate.slot).load(std::memory_order_relaxed) != candidate.stamp || held != candidate.held) return false;
   uint64_t expected = candidate.word;
   uint64_t evicting = word.with(Slot::evicting, lane).packed();

@@ -29,11 +29,14 @@ Writer::Writer(std::shared_ptr<Core> core, uint32_t shard_, Namespace name_space
       lock_(std::move(lane.lock)) {}
 
 void Writer::check() const {
-  if (closed_.load(std::memory_order_relaxed)) fail(GFT_CLOSED, "the writer of shard %u was closed; attach a new one", shard);
+  if (closed_.load(std::memory_order_relaxed))
+    fail(GFT_CLOSED, "the writer of shard %u was closed; attach a new one", shard);
   core_->check_alive();
   if (uint64_t now = core_->epoch(); now != epoch)
-    fail(GFT_FENCED, "the writer of shard %u belongs to epoch %llu, arena %s is in epoch %llu: this engine was replaced; stop "
-         "it", shard, (unsigned long long)epoch, core_->path(), (unsigned long long)now);
+    fail(GFT_FENCED,
+         "the writer of shard %u belongs to epoch %llu, arena %s is in epoch %llu: this engine was replaced; stop "
+         "it",
+         shard, (unsigned long long)epoch, core_->path(), (unsigned long long)now);
   if (Word(core_->lane(lane_)->ticket).load(std::memory_order_acquire) != ticket_)
     fail(GFT_FENCED, "another process took over writing shard %u of arena %s; stop this one", shard, core_->path());
 }
@@ -119,8 +122,8 @@ Id Writer::publish(const Claimed &claimed, const Digest &payload) {
     core_->stamp(claimed.slot).store(use_stamp(core_->tick(), claimed.position), std::memory_order_relaxed);
     core_->hold(claimed.slot).store(HoldWord{epoch, claimed.word.generation, 1}.packed(), std::memory_order_relaxed);
     uint64_t expected = claimed.word.packed();
-    if (!core_->state(claimed.slot).compare_exchange_strong(expected, claimed.word.with(Slot::sealed).packed(),
-                                                            std::memory_order_acq_rel))
+    if (!core_->state(claimed.slot)
+             .compare_exchange_strong(expected, claimed.word.with(Slot::sealed).packed(), std::memory_order_acq_rel))
       fail(GFT_CHANGED, "slot %llu of arena %s changed hands while it was being written; the arena is damaged: remove it",
            (unsigned long long)claimed.slot, core_->path());
   } catch (...) {
@@ -136,8 +139,8 @@ Id Writer::publish(const Claimed &claimed, const Digest &payload) {
 
 void Writer::give_up(const Claimed &claimed) noexcept {
   uint64_t expected = claimed.word.packed();
-  core_->state(claimed.slot).compare_exchange_strong(expected, claimed.word.with(Slot::empty).packed(),
-                                                     std::memory_order_acq_rel);
+  core_->state(claimed.slot)
+      .compare_exchange_strong(expected, claimed.word.with(Slot::empty).packed(), std::memory_order_acq_rel);
 }
 
 void Writer::mark(const Sealed &sealed, Mark mark, uint64_t tick) {

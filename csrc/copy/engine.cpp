@@ -14,7 +14,8 @@ namespace {
 std::chrono::steady_clock::time_point after(double seconds) {
   // A year is as good as forever and does not overflow the clock.
   double bounded = std::isnan(seconds) ? 0 : std::clamp(seconds, 0.0, 3e7);
-  return std::chrono::steady_clock::now() + std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::duration<double>(bounded));
+  return std::chrono::steady_clock::now() +
+         std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::duration<double>(bounded));
 }
 
 constexpr double kAbandonSeconds = 5;
@@ -47,7 +48,8 @@ void Engine::submit(bool load, int64_t job_id, std::vector<BlockSpec> blocks) {
            (unsigned long long)block.block_id, (unsigned long long)layout_.num_blocks);
     if (block.hash.empty() || block.hash.size() > kHashBytes || (block.parent && block.parent->size() > kHashBytes) ||
         block.parent.has_value() != (block.position > 0))
-      fail(GFT_INVALID, "job %lld, block at position %llu: a hash must have 1 to %u bytes, and only position 0 has no parent",
+      fail(GFT_INVALID,
+           "job %lld, block at position %llu: a hash must have 1 to %u bytes, and only position 0 has no parent",
            (long long)job_id, (unsigned long long)block.position, kHashBytes);
   }
   auto job = std::make_shared<Job>();
@@ -109,7 +111,8 @@ void Engine::settle(Job &job, size_t index, gft_status status, const std::string
 void Engine::drop_queued(Job &job) {
   if (job.load) {
     size_t from = std::exchange(job.next, job.blocks.size());
-    loads_.erase(std::remove_if(loads_.begin(), loads_.end(), [&](auto &queued) { return queued.get() == &job; }), loads_.end());
+    loads_.erase(std::remove_if(loads_.begin(), loads_.end(), [&](auto &queued) { return queued.get() == &job; }),
+                 loads_.end());
     // What lies behind the found chain was settled when the job was prepared.
     size_t end = job.preparation == Job::Preparation::done ? job.found.size() : job.blocks.size();
     for (size_t i = from; i < end; ++i) settle(job, i, GFT_CANCELLED, "");
@@ -134,8 +137,10 @@ void Engine::cancel(const std::vector<int64_t> &job_ids) {
     return std::all_of(jobs.begin(), jobs.end(), [](auto &job) { return job->remaining == 0; });
   });
   if (!stopped)
-    fail(GFT_TIMED_OUT, "a block of a cancelled job was still being copied after %.0f s; the machine is stuck or the memory "
-         "of the layout is gone", kCancelSeconds);
+    fail(GFT_TIMED_OUT,
+         "a block of a cancelled job was still being copied after %.0f s; the machine is stuck or the memory "
+         "of the layout is gone",
+         kCancelSeconds);
 }
 
 std::vector<std::shared_ptr<Job>> Engine::poll() {

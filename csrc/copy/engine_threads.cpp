@@ -12,7 +12,8 @@
 namespace gft {
 
 std::shared_ptr<Engine> Engine::start(std::shared_ptr<Writer> writer, Layout layout, int threads) {
-  if (threads < 1 || threads > 64) fail(GFT_INVALID, "a copy engine with %d threads; it must have between 1 and 64", threads);
+  if (threads < 1 || threads > 64)
+    fail(GFT_INVALID, "a copy engine with %d threads; it must have between 1 and 64", threads);
   uint64_t payload = writer->core().geometry().slot_bytes;
   if (layout.block_bytes != payload)
     fail(GFT_MISMATCH, "the layout's blocks have %llu bytes, arena %s takes %llu; make the arena with slot_bytes=%llu",

@@ -27,9 +27,9 @@ struct Job {
 
   int64_t id;
   bool load;
-  std::vector<BlockSpec> blocks;     // never changed once queued: read without the mutex
+  std::vector<BlockSpec> blocks;  // never changed once queued: read without the mutex
   std::vector<gft_status> statuses;
-  std::string detail;                // text of the first failure
+  std::string detail;  // text of the first failure
   uint64_t bytes = 0;
   size_t remaining = 0, running = 0;
   std::optional<Clock::time_point> started;

@@ -15,9 +15,11 @@ Layout Layout::of(const gft_region *regions, size_t count) {
   for (size_t i = 0; i < count; ++i) {
     const gft_region &r = regions[i];
     if (r.address == 0 || r.fragment_bytes == 0 || r.blocks == 0 || r.stride < r.fragment_bytes)
-      fail(GFT_INVALID, "layout region %zu (address %#llx, stride %llu, fragment %llu, blocks %llu): address, fragment and "
-           "blocks must not be zero, and the stride not shorter than the fragment", i, (unsigned long long)r.address,
-           (unsigned long long)r.stride, (unsigned long long)r.fragment_bytes, (unsigned long long)r.blocks);
+      fail(GFT_INVALID,
+           "layout region %zu (address %#llx, stride %llu, fragment %llu, blocks %llu): address, fragment and "
+           "blocks must not be zero, and the stride not shorter than the fragment",
+           i, (unsigned long long)r.address, (unsigned long long)r.stride, (unsigned long long)r.fragment_bytes,
+           (unsigned long long)r.blocks);
     uint64_t span, end;
     if (__builtin_mul_overflow(r.stride, r.blocks, &span) || __builtin_add_overflow(r.address, span, &end) ||
         __builtin_add_overflow(layout.block_bytes, r.fragment_bytes, &layout.block_bytes))

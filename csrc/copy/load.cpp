@@ -26,7 +26,8 @@ std::vector<Sealed> find_chain(Writer &writer, const std::vector<BlockSpec> &blo
       if (why == Why::ok) why = walk.step(block.hash);
       if (why != Why::ok) {
         end.status = why_status(why);
-        end.detail = std::string("the block at position ") + std::to_string(block.position) + " cannot be used: " + why_text(why);
+        end.detail =
+            std::string("the block at position ") + std::to_string(block.position) + " cannot be used: " + why_text(why);
         break;
       }
     }

@@ -88,7 +88,9 @@ def blocks(seed: int, shard: int) -> Iterator[tuple[bytes, bytes | None, int]]:
 def write_claims(
     core: Any, writer: Any, seed: int, shard: int, notes: memoryview, ledger: LedgerOps | None
 ) -> None:
-    work = [(name, parent, position, payload_of(name)) for name, parent, position in blocks(seed, shard)]
+    work = [
+        (name, parent, position, payload_of(name)) for name, parent, position in blocks(seed, shard)
+    ]
     notes[READY] = 1
     while True:
         for done, (name, parent, position, payload) in enumerate(work):
@@ -99,7 +101,9 @@ def write_claims(
                     ctypes.memmove(claim.address, payload, SLOT_BYTES)
                     claim.seal()
             except core.CoreError as error:
-                if error.code != "no_parent":  # evicted by another rank: the rest of the chain has to wait
+                if (
+                    error.code != "no_parent"
+                ):  # evicted by another rank: the rest of the chain has to wait
                     raise
             notes[SEALED] = max(notes[SEALED], done + 1)
             if ledger is not None:
@@ -107,13 +111,23 @@ def write_claims(
 
 
 def write_jobs(
-    core: Any, writer: Any, seed: int, shard: int, notes: memoryview, ledger: LedgerOps | None, threads: int
+    core: Any,
+    writer: Any,
+    seed: int,
+    shard: int,
+    notes: memoryview,
+    ledger: LedgerOps | None,
+    threads: int,
 ) -> None:
     work = list(blocks(seed, shard))
     memory = bytearray(b"".join(payload_of(name) for name, _, _ in work))
     base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    engine = core.CopyEngine(writer, core.Layout([(base, SLOT_BYTES, SLOT_BYTES, len(work))]), threads=threads)
-    natives = [core.Block(i, name, parent, position) for i, (name, parent, position) in enumerate(work)]
+    engine = core.CopyEngine(
+        writer, core.Layout([(base, SLOT_BYTES, SLOT_BYTES, len(work))]), threads=threads
+    )
+    natives = [
+        core.Block(i, name, parent, position) for i, (name, parent, position) in enumerate(work)
+    ]
     notes[READY] = 1
     while True:
         for first in range(0, len(work), CHAIN):
@@ -139,7 +153,9 @@ def main() -> None:
         arena = core.Arena.open(arena_path)
         arena.begin_epoch(bytes.fromhex(token))
         namespace = arena.add_namespace(b"killed")
-        writer = arena.attach_writer(shard=int(shard), token=bytes.fromhex(token), namespace=namespace)
+        writer = arena.attach_writer(
+            shard=int(shard), token=bytes.fromhex(token), namespace=namespace
+        )
         ledger = LedgerOps(arena.open_ledger(), notes) if with_ledger == "ledger" else None
         if mode == "claims":
             write_claims(core, writer, int(seed), int(shard), notes, ledger)

@@ -25,7 +25,11 @@ from dynamo_gpu_ft import native
 RUNS = int(os.environ.get("GFT_KILL_RUNS", "150"))
 ROOMY = 3 * work.CHAINS * work.CHAIN + 256  # slots: nothing is ever evicted
 TIGHT = 40
-IN_FLIGHT = {"claims": 1, "1": 4, "3": 12}  # blocks that may be open when a writer dies, by its mode
+IN_FLIGHT = {
+    "claims": 1,
+    "1": 4,
+    "3": 12,
+}  # blocks that may be open when a writer dies, by its mode
 
 core = native.load()
 
@@ -33,18 +37,27 @@ core = native.load()
 class Rank:
     """One writer process, and the page in which it notes what it finished."""
 
-    def __init__(self, folder: Path, arena: str, token: bytes, seed: int, shard: int, mode: str) -> None:
+    def __init__(
+        self, folder: Path, arena: str, token: bytes, seed: int, shard: int, mode: str
+    ) -> None:
         self.shard, self.mode = shard, mode
         notes = folder / f"notes{shard}"
         notes.write_bytes(bytes(4096))
         with notes.open("r+b") as file:
             self.notes = memoryview(mmap.mmap(file.fileno(), 4096)).cast("Q")
-        script = str(Path(work.__file__))
-        self.process = subprocess.Popen(
-            [sys.executable, "-S", script, core.__file__, arena, str(notes), token.hex(), str(seed), str(shard), mode]
-            + ["ledger" if shard == 0 else "none"],
-            stderr=subprocess.PIPE,
-        )
+        script, ledger = str(Path(work.__file__)), "ledger" if shard == 0 else "none"
+        what = [
+            script,
+            core.__file__,
+            arena,
+            str(notes),
+            token.hex(),
+            str(seed),
+            str(shard),
+            mode,
+            ledger,
+        ]
+        self.process = subprocess.Popen([sys.executable, "-S", *what], stderr=subprocess.PIPE)
 
     def ready(self) -> None:
         deadline = time.monotonic() + 30
@@ -81,11 +94,15 @@ class Run:
         self.stop = self.rng.random() < 0.4
         self.token = self.rng.randbytes(16)
         self.arena = core.Arena.create(
-            str(folder / "arena"), slot_bytes=work.SLOT_BYTES, slots=TIGHT if self.tight else ROOMY, ledger_bytes=1 << 16
+            str(folder / "arena"),
+            slot_bytes=work.SLOT_BYTES,
+            slots=TIGHT if self.tight else ROOMY,
+            ledger_bytes=1 << 16,
         )
         modes = [self.rng.choice(sorted(IN_FLIGHT)) for _ in range(self.rng.choice([1, 1, 2, 3]))]
         self.ranks = [
-            Rank(folder, self.arena.path, self.token, seed, shard, mode) for shard, mode in enumerate(modes)
+            Rank(folder, self.arena.path, self.token, seed, shard, mode)
+            for shard, mode in enumerate(modes)
         ]
 
     def interrupt(self) -> None:
@@ -109,12 +126,18 @@ class Run:
         if not self.arena.namespaces():
             return 0  # ended before the first rank had named its namespace
         hashes = [work.block_hash(self.seed, shard, chain, i) for i in range(work.CHAIN)]
-        return self.arena.usable_prefix(namespace=0, shards=[shard], block_hashes=hashes, max_epoch=self.arena.epoch).blocks
+        return self.arena.usable_prefix(
+            namespace=0, shards=[shard], block_hashes=hashes, max_epoch=self.arena.epoch
+        ).blocks
 
     def check_blocks(self, noted: list[int]) -> None:
         """No wrong byte is accepted, and every block noted as sealed is still there unless eviction was allowed."""
-        names = {name: None for rank in self.ranks for name, _, _ in work.blocks(self.seed, rank.shard)}
-        base = self.arena.base_address() + self.arena.file_bytes - self.arena.slots * work.SLOT_BYTES
+        names = {
+            name: None for rank in self.ranks for name, _, _ in work.blocks(self.seed, rank.shard)
+        }
+        base = (
+            self.arena.base_address() + self.arena.file_bytes - self.arena.slots * work.SLOT_BYTES
+        )
         for info in self.arena.scan():
             if info.state != "sealed":
                 continue
@@ -139,12 +162,16 @@ class Run:
         for rank in self.ranks:
             there = sum(self.prefix(rank.shard, chain) for chain in range(work.CHAINS))
             missing = rank.notes[work.STARTED] - there
-            assert missing <= (1 if rank.mode == "claims" else work.CHAIN), "more than the open blocks is missing"
+            assert missing <= (1 if rank.mode == "claims" else work.CHAIN), (
+                "more than the open blocks is missing"
+            )
 
     def check_ledger(self, ops: int) -> list[tuple[int, bytes]]:
         read = self.arena.read_ledger()
         assert read.end == "clean"
-        assert read.records in (work.ledger_after(ops), work.ledger_after(ops + 1)), "the ledger is not what was written"
+        assert read.records in (work.ledger_after(ops), work.ledger_after(ops + 1)), (
+            "the ledger is not what was written"
+        )
         return read.records
 
     def succeed(self) -> Any:
@@ -157,7 +184,9 @@ class Run:
     def write_on(self, writer: Any) -> None:
         for i in range(60):
             name = b"mine%d" % i
-            claim = writer.claim(block_hash=name, parent_hash=b"mine%d" % (i - 1) if i else None, position=i)
+            claim = writer.claim(
+                block_hash=name, parent_hash=b"mine%d" % (i - 1) if i else None, position=i
+            )
             work.ctypes.memmove(claim.address, work.payload_of(name), work.SLOT_BYTES)
             claim.seal()
 
@@ -208,7 +237,12 @@ class Run:
     def write_on_again(self, writer: Any) -> None:
         for i in range(60):
             name = b"mine%d" % i
-            if writer.claim(block_hash=name, parent_hash=b"mine%d" % (i - 1) if i else None, position=i) is None:
+            if (
+                writer.claim(
+                    block_hash=name, parent_hash=b"mine%d" % (i - 1) if i else None, position=i
+                )
+                is None
+            ):
                 continue
             break  # evicted meanwhile: the claim just dropped gives its slot back
 

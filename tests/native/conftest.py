@@ -75,7 +75,9 @@ def folder() -> Iterator[Path]:
 def make_arena(folder: Path) -> Callable[..., Any]:
     def make(slots: int = 64, ledger_bytes: int = 1 << 16, slot_bytes: int = SLOT_BYTES) -> Any:
         path = str(folder / f"arena-{uuid.uuid4().hex}")
-        return core.Arena.create(path, slot_bytes=slot_bytes, slots=slots, ledger_bytes=ledger_bytes)
+        return core.Arena.create(
+            path, slot_bytes=slot_bytes, slots=slots, ledger_bytes=ledger_bytes
+        )
 
     return make
 

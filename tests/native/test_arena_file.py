@@ -87,7 +87,7 @@ def test_a_file_that_others_may_write_is_refused(folder: Path) -> None:
     assert code_of(core.Arena.open, str(folder / "a")) == "invalid"
 
 
-@pytest.mark.parametrize("size", [0, 1, 127, 128, 4096, -1, 1])
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 4096, -1])
 def test_a_file_of_another_length_is_damaged(folder: Path, size: int) -> None:
     path = folder / "a"
     arena = core.Arena.create(str(path), **SIZES)
@@ -124,7 +124,9 @@ def test_another_slot_size_is_a_mismatch_that_names_both(folder: Path) -> None:
 
 def test_open_or_create_keeps_what_is_there(folder: Path) -> None:
     core.Arena.create(str(folder / "a"), **SIZES).add_namespace(b"first")
-    again = core.Arena.open_or_create(str(folder / "a"), slot_bytes=SLOT_BYTES, slots=99, ledger_bytes=1)
+    again = core.Arena.open_or_create(
+        str(folder / "a"), slot_bytes=SLOT_BYTES, slots=99, ledger_bytes=1
+    )
     assert again.namespaces() == [b"first"]
     assert again.slots == 8
 
@@ -134,7 +136,9 @@ def test_racing_ranks_all_get_the_same_arena(folder: Path) -> None:
 
     def rank() -> None:
         start.wait(10)
-        arenas.append(core.Arena.open_or_create(path, slot_bytes=SLOT_BYTES, slots=2000, ledger_bytes=8192))
+        arenas.append(
+            core.Arena.open_or_create(path, slot_bytes=SLOT_BYTES, slots=2000, ledger_bytes=8192)
+        )
 
     threads = [threading.Thread(target=rank) for _ in range(8)]
     for thread in threads:
@@ -197,5 +201,7 @@ def test_digest_is_sixteen_bytes_and_needs_contiguous_data() -> None:
 
 def test_importing_the_package_of_the_core_loads_nothing(make_arena: Callable[..., Any]) -> None:
     code = "import sys, dynamo_gpu_ft.native; print('dynamo_gpu_ft.native._core' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
     assert out.stdout.strip() == "False"

@@ -13,8 +13,12 @@ import pytest
 from conftest import SLOT_BYTES, code_of, core, name, payload_of, read_back, seal, seal_chain
 
 
-def prefix(arena: Any, hashes: list[bytes], epoch: int = 1, shards: tuple[int, ...] = (0,)) -> tuple[int, str, int]:
-    answer = arena.usable_prefix(namespace=0, shards=list(shards), block_hashes=hashes, max_epoch=epoch)
+def prefix(
+    arena: Any, hashes: list[bytes], epoch: int = 1, shards: tuple[int, ...] = (0,)
+) -> tuple[int, str, int]:
+    answer = arena.usable_prefix(
+        namespace=0, shards=list(shards), block_hashes=hashes, max_epoch=epoch
+    )
     return answer.blocks, answer.reason, answer.shard
 
 
@@ -68,7 +72,10 @@ def test_arguments_that_break_a_rule_are_refused(arena: Any, writer: Any) -> Non
     assert code_of(writer.claim, block_hash=b"x", parent_hash=b"y", position=0) == "invalid"
     assert code_of(prefix, arena, [b""]) == "invalid"
     assert code_of(prefix, arena, [b"x"], 1, ()) == "invalid"
-    assert code_of(arena.usable_prefix, namespace=7, shards=[0], block_hashes=[], max_epoch=1) == "invalid"
+    assert (
+        code_of(arena.usable_prefix, namespace=7, shards=[0], block_hashes=[], max_epoch=1)
+        == "invalid"
+    )
     assert code_of(arena.verify, 64) == "invalid"
     with pytest.raises(TypeError):
         writer.claim(block_hash="text", parent_hash=None, position=0)
@@ -113,7 +120,9 @@ def test_a_changed_payload_is_refused_and_can_be_stored_again(arena: Any, writer
     assert prefix(arena, [b"a", b"b"])[0] == 2
 
 
-def test_a_reader_learns_that_its_block_was_given_away(make_arena: Callable[..., Any], make_writer: Callable[..., Any]) -> None:
+def test_a_reader_learns_that_its_block_was_given_away(
+    make_arena: Callable[..., Any], make_writer: Callable[..., Any]
+) -> None:
     arena = make_arena(slots=2)
     writer = make_writer(arena)
     seal(writer, b"a", None, 0)
@@ -125,7 +134,9 @@ def test_a_reader_learns_that_its_block_was_given_away(make_arena: Callable[...,
     assert code_of(found.verify) == "changed"
 
 
-def test_a_prefix_ends_at_the_first_shard_that_lacks_a_block(arena: Any, make_writer: Callable[..., Any]) -> None:
+def test_a_prefix_ends_at_the_first_shard_that_lacks_a_block(
+    arena: Any, make_writer: Callable[..., Any]
+) -> None:
     token = bytes(16)
     writers = [make_writer(arena, shard=shard, token=token) for shard in (0, 3)]
     hashes = [name(i) for i in range(5)]
@@ -136,7 +147,9 @@ def test_a_prefix_ends_at_the_first_shard_that_lacks_a_block(arena: Any, make_wr
     assert prefix(arena, hashes, shards=(0, 1)) == (0, "missing", 1)
 
 
-def test_a_block_of_a_newer_epoch_is_not_for_an_older_reader(arena: Any, make_writer: Callable[..., Any]) -> None:
+def test_a_block_of_a_newer_epoch_is_not_for_an_older_reader(
+    arena: Any, make_writer: Callable[..., Any]
+) -> None:
     make_writer(arena)
     writer = make_writer(arena)
     seal(writer, b"a", None, 0)
@@ -145,7 +158,9 @@ def test_a_block_of_a_newer_epoch_is_not_for_an_older_reader(arena: Any, make_wr
     assert prefix(arena, [b"a"], epoch=2) == (1, "complete", -1)
 
 
-def test_a_new_epoch_goes_on_behind_blocks_of_the_old_one(arena: Any, make_writer: Callable[..., Any]) -> None:
+def test_a_new_epoch_goes_on_behind_blocks_of_the_old_one(
+    arena: Any, make_writer: Callable[..., Any]
+) -> None:
     seal_chain(make_writer(arena), [b"a", b"b"])
     writer = make_writer(arena)
     assert writer.claim(block_hash=b"b", parent_hash=b"a", position=1) is None
@@ -162,7 +177,9 @@ def test_another_namespace_is_another_world(arena: Any, make_writer: Callable[..
     assert (answer.blocks, answer.reason) == (0, "missing")
 
 
-def test_a_block_sealed_again_on_another_parent_replaces_the_old_one(arena: Any, writer: Any) -> None:
+def test_a_block_sealed_again_on_another_parent_replaces_the_old_one(
+    arena: Any, writer: Any
+) -> None:
     seal_chain(writer, [b"a", b"b"])
     found = writer.find(block_hash=b"a", parent_hash=None)
     ctypes.memset(found.address, 1, 8)
@@ -176,7 +193,9 @@ def test_a_block_sealed_again_on_another_parent_replaces_the_old_one(arena: Any,
     assert arena.counts()["sealed"] == 2
 
 
-def test_the_arena_evicts_what_was_used_longest_ago(make_arena: Callable[..., Any], make_writer: Callable[..., Any]) -> None:
+def test_the_arena_evicts_what_was_used_longest_ago(
+    make_arena: Callable[..., Any], make_writer: Callable[..., Any]
+) -> None:
     arena = make_arena(slots=4)
     writer = make_writer(arena)
     for i in range(4):
@@ -188,7 +207,9 @@ def test_the_arena_evicts_what_was_used_longest_ago(make_arena: Callable[..., An
     assert {info.block_hash for info in arena.scan()} == {name(0), name(2), b"x", b"y"}
 
 
-def test_open_requests_blocks_are_evicted_last(make_arena: Callable[..., Any], make_writer: Callable[..., Any]) -> None:
+def test_open_requests_blocks_are_evicted_last(
+    make_arena: Callable[..., Any], make_writer: Callable[..., Any]
+) -> None:
     arena = make_arena(slots=4)
     writer = make_writer(arena)
     for i in range(4):
@@ -221,7 +242,9 @@ def test_holds_outlive_their_epoch_by_one(arena: Any, make_writer: Callable[...,
         assert arena.counts()["held"] == held
 
 
-def test_a_released_chain_is_evicted_from_its_end(make_arena: Callable[..., Any], make_writer: Callable[..., Any]) -> None:
+def test_a_released_chain_is_evicted_from_its_end(
+    make_arena: Callable[..., Any], make_writer: Callable[..., Any]
+) -> None:
     arena = make_arena(slots=5)
     writer = make_writer(arena)
     hashes = [name(i) for i in range(5)]

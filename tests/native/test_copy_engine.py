@@ -56,7 +56,12 @@ def memory(rng: random.Random) -> Memory:
 
 
 @pytest.fixture(params=[1, 3], ids=["1 thread", "3 threads"])
-def engine(request: pytest.FixtureRequest, make_arena: Callable[..., Any], make_writer: Callable[..., Any], memory: Memory) -> Any:
+def engine(
+    request: pytest.FixtureRequest,
+    make_arena: Callable[..., Any],
+    make_writer: Callable[..., Any],
+    memory: Memory,
+) -> Any:
     arena = make_arena(slot_bytes=BLOCK, slots=64)
     made = core.CopyEngine(make_writer(arena), memory.layout, threads=request.param)
     made_for[id(made)] = arena
@@ -135,7 +140,9 @@ def test_a_load_may_start_in_the_middle_of_a_prefix(engine: Any, memory: Memory)
     assert [memory.block(i) for i in range(6, 10)] == before[6:]
 
 
-def test_a_changed_payload_fails_its_block_and_all_behind_it_then_can_be_stored_again(engine: Any, memory: Memory) -> None:
+def test_a_changed_payload_fails_its_block_and_all_behind_it_then_can_be_stored_again(
+    engine: Any, memory: Memory
+) -> None:
     arena = made_for[id(engine)]
     engine.store(1, chain(range(8)))
     assert engine.wait(60)
@@ -152,7 +159,9 @@ def test_a_changed_payload_fails_its_block_and_all_behind_it_then_can_be_stored_
 
 
 def test_arguments_that_break_a_rule_queue_nothing(engine: Any) -> None:
-    assert code_of(engine.store, 1, [*chain(range(3)), core.Block(BLOCKS, b"x", None, 0)]) == "invalid"
+    assert (
+        code_of(engine.store, 1, [*chain(range(3)), core.Block(BLOCKS, b"x", None, 0)]) == "invalid"
+    )
     assert code_of(engine.load, 1, [core.Block(0, b"", None, 0)]) == "invalid"
     assert code_of(engine.load, 1, [core.Block(0, b"x" * 65, None, 0)]) == "invalid"
     assert code_of(engine.store, 1, [core.Block(0, b"x", None, 1)]) == "invalid"
@@ -212,7 +221,9 @@ def test_a_fenced_engine_stores_and_loads_nothing(engine: Any) -> None:
     assert got[3][0] == "fenced"
 
 
-def test_a_full_arena_keeps_the_newest_and_says_what_it_could_not_take(engine: Any, memory: Memory) -> None:
+def test_a_full_arena_keeps_the_newest_and_says_what_it_could_not_take(
+    engine: Any, memory: Memory
+) -> None:
     arena = made_for[id(engine)]
     for job in range(10):
         engine.store(job, chain(range(BLOCKS), prefix=f"job{job}-"))
@@ -256,7 +267,13 @@ def test_a_forked_child_cannot_use_its_parents_engine(engine: Any) -> None:
     pid = os.fork()
     if pid == 0:
         codes = []
-        for call in (lambda: engine.store(2, []), engine.poll, lambda: engine.wait(1), engine.close, engine.backlog):
+        for call in (
+            lambda: engine.store(2, []),
+            engine.poll,
+            lambda: engine.wait(1),
+            engine.close,
+            engine.backlog,
+        ):
             try:
                 call()
                 codes.append("ok")

@@ -44,8 +44,20 @@ class Child:
     """A writer in another process, driven line by line."""
 
     def __init__(self, arena: Any, chosen: bytes, shard: int, what: str) -> None:
-        command = [sys.executable, "-S", "-c", CHILD, core.__file__, arena.path, chosen.hex(), str(shard), what]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [
+            sys.executable,
+            "-S",
+            "-c",
+            CHILD,
+            core.__file__,
+            arena.path,
+            chosen.hex(),
+            str(shard),
+            what,
+        ]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         assert self.heard() == "ready"
 
     def heard(self) -> str:
@@ -99,7 +111,10 @@ def test_a_superseded_token_is_fenced_even_long_after(arena: Any) -> None:
         arena.begin_epoch(token())
     assert code_of(arena.begin_epoch, first) == "fenced"
     assert code_of(arena.begin_epoch, first, takeover=True) == "fenced"
-    assert code_of(arena.attach_writer, shard=0, token=first, namespace=arena.add_namespace(b"n")) == "fenced"
+    assert (
+        code_of(arena.attach_writer, shard=0, token=first, namespace=arena.add_namespace(b"n"))
+        == "fenced"
+    )
 
 
 def test_a_token_has_sixteen_bytes(arena: Any) -> None:
@@ -187,7 +202,9 @@ def test_a_dead_writers_open_slot_is_used_again(arena: Any, make_arena: Any) -> 
     assert seal(small.attach_writer(shard=0, token=mine, namespace=0), b"a", None, 0)
 
 
-def test_a_stopped_writers_slot_is_never_given_away_and_it_is_fenced_when_it_wakes(make_arena: Any) -> None:
+def test_a_stopped_writers_slot_is_never_given_away_and_it_is_fenced_when_it_wakes(
+    make_arena: Any,
+) -> None:
     arena = make_arena(slots=3)
     with child_writer(arena, token()) as child:
         child.stop()
@@ -204,7 +221,9 @@ def test_a_stopped_writers_slot_is_never_given_away_and_it_is_fenced_when_it_wak
         assert arena.counts()["writing"] == 0
         for i in range(3):
             seal(writer, name(i, "x"), None, 0)
-        assert all(read_back(writer, name(i, "x"), None) == payload_of(name(i, "x")) for i in range(3))
+        assert all(
+            read_back(writer, name(i, "x"), None) == payload_of(name(i, "x")) for i in range(3)
+        )
 
 
 def test_every_lane_can_be_taken_and_no_more(arena: Any) -> None:
@@ -226,7 +245,10 @@ def test_a_stopped_administrator_is_named_after_two_seconds(arena: Any, folder: 
         "sys.stdin.read()\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-S", "-c", holder, arena.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-S", "-c", holder, arena.path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout.readline() == "held\n"
@@ -302,5 +324,3 @@ def test_a_lock_does_not_live_on_in_a_forked_child(arena: Any) -> None:
         assert arena.begin_epoch(token()) == 2  # and nobody writes
     finally:
         process.communicate("", timeout=30)
-
-
