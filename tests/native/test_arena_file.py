@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SLOT_BYTES, code_of, core
+from door import SLOT_BYTES, code_of, core
 
 SIZES = {"slot_bytes": SLOT_BYTES, "slots": 8, "ledger_bytes": 8192}
 

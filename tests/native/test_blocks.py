@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import SLOT_BYTES, code_of, core, name, payload_of, read_back, seal, seal_chain
+from door import SLOT_BYTES, code_of, core, name, payload_of, read_back, seal, seal_chain
 
 
 def prefix(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from conftest import code_of, core, name, token
+from door import code_of, core, name, token
 
 BLOCK = 3000  # split unevenly over two regions
 PARTS = (1000, 2000)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import code_of, core, token
+from door import code_of, core, token
 from test_writers import child_writer
 
 HALF = 1 << 15

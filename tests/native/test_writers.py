@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from conftest import code_of, core, name, payload_of, read_back, seal, seal_chain, token
+from door import code_of, core, name, payload_of, read_back, seal, seal_chain, token
 
 # Opens an arena, becomes writer, claims one block, says so, then waits for the end of its input.
 CHILD = """
