@@ -7,6 +7,7 @@ import argparse
 import importlib
 import importlib.util
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -35,10 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, question in QUESTIONS.items():
             print(f"{name:<16} {question}")
         return 0
+    busy = _busy()
+    if busy:
+        print(f"[bench] {busy}: expect noise", file=sys.stderr)
     status, every = 0, []
     for name in args.names or QUESTIONS:
         try:
-            rows = _measure(name, args)
+            rows = _measure(name, args, busy)
         except (GpuFtError, ImportError) as error:
             print(f"bench {name} could not run: {error}", file=sys.stderr)
             status = 2
@@ -72,7 +76,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _measure(name: str, args: argparse.Namespace) -> list[Row]:
+def _measure(name: str, args: argparse.Namespace, busy: str) -> list[Row]:
     started = time.monotonic()
 
     def say(line: str) -> None:
@@ -85,8 +89,14 @@ def _measure(name: str, args: argparse.Namespace) -> list[Row]:
         machine=machine.machine(),
         date=machine.today(),
         commit=machine.commit(),
-        command=f"python bench/run.py {name}" + " --quick" * args.quick,
+        command=f"python bench/run.py {name}" + " --quick" * args.quick + f" ({busy})" * bool(busy),
     )
+
+
+def _busy() -> str:
+    """Says so when others use the machine; asked before the first bench, whose own load must not count."""
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    return f"busy machine: load {load:.1f} on {cores} cores" if load > 0.5 * cores else ""
 
 
 def _save(name: str, rows: list[Row], folder: Path) -> None:

@@ -42,6 +42,7 @@ def test_a_missed_target_and_a_simulated_figure_stand_out_in_the_table() -> None
 def bench_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Puts a bench of that name in place of the real ones."""
     monkeypatch.setattr(run, "QUESTIONS", {})
+    monkeypatch.setattr(run.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
 
     def put(name: str, *rows: Row, error: Exception | None = None) -> None:
         def measure(options: Options) -> list[Row]:
@@ -71,6 +72,20 @@ def test_every_row_says_where_when_and_how(
     assert found["machine"]
     assert found["date"]
     assert "| fine.x | 2 s |" in capsys.readouterr().out
+
+
+def test_a_busy_machine_is_written_into_every_row(
+    bench_with: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bench_with("fine", row("fine.x", 1.0, "s"))
+    monkeypatch.setattr(run.os, "getloadavg", lambda: (10_000.0, 0.0, 0.0))
+    file = tmp_path / "rows.json"
+    assert run.main(["fine", "--json", str(file)]) == 0
+    assert "busy machine: load 10000.0" in json.loads(file.read_text())[0]["command"]
+    assert "expect noise" in capsys.readouterr().err
 
 
 def test_a_missed_target_gives_status_1_and_keeps_its_row(

@@ -199,7 +199,11 @@ def test_unknown_combinations_are_refused_by_the_parser(capsys: pytest.CaptureFi
 
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    for wrong in (["--without", "--skip-without"], ["--streams", "0"]):
+    for wrong in (
+        ["--streams", "0"],
+        ["--arena-bytes", "much"],
+        ["--without", "--skip-without"],
+    ):
         with pytest.raises(SystemExit):
             parser.parse_args(wrong)
     assert "not allowed with" in capsys.readouterr().err

@@ -59,7 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="chooses the prompts and the moment of the kill (default 0)",
     )
     add("--port", type=int, default=0, help="port of the servers (default: a free one)")
-    add("--arena-bytes", default="1GiB", help="size of the demo's private arena (default 1GiB)")
+    add(
+        "--arena-bytes",
+        type=_size,
+        default="1GiB",
+        help="size of the demo's private arena (default 1GiB)",
+    )
     parts = parser.add_mutually_exclusive_group()
     parts.add_argument(
         "--without",
@@ -93,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with _ended_in_order():
             status = _play(args, folder)
-        keep = args.keep_logs
+        keep = args.keep_logs or status != OK
     finally:
         if keep and any(folder.iterdir()):
             print(f"[demo] logs and journal are in {folder}", file=sys.stderr)
@@ -149,7 +154,7 @@ def _scene(args: argparse.Namespace, folder: Path) -> tuple[Scene, str]:
         tp=args.tp,
         block_size=args.block_size,
         port=args.port,
-        arena_bytes=parse("bytes", args.arena_bytes),
+        arena_bytes=args.arena_bytes,
         engine_args=tuple(args.engine_arg),
         folder=folder,
     )
@@ -211,6 +216,10 @@ def _ended_in_order() -> Iterator[None]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+def _size(text: str) -> int:
+    return int(parse("bytes", text))
 
 
 def _positive(text: str) -> int:

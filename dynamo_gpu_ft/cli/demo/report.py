@@ -23,7 +23,6 @@ class Where:
     machine: str
     date: str
     commit: str
-    in_memory: bool = True
 
 
 def judge(
