@@ -20,7 +20,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 
 TAG_VARIABLE = "GPU_FT_ENGINE_TAG"
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,17 @@ def adopt_orphans() -> bool:
     """Makes this process the new parent of descendants whose parent dies, so that they can be reaped. False if refused."""
     libc = ctypes.CDLL(None, use_errno=True)
     return int(libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)) == 0
+
+
+def die_with_parent() -> bool:
+    """In a tagged process: SIGKILL when the thread that started it ends, so that no engine outlives its server.
+
+    Does nothing (False) in a process that was not started under a tag."""
+    started_with = Path("/proc/self/environ").read_bytes().split(b"\0")
+    if not any(entry.startswith(f"{TAG_VARIABLE}=".encode()) for entry in started_with):
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    return int(libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)) == 0
 
 
 def find(tag: str) -> list[Process]:

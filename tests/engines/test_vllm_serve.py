@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 from harness import engine_environment, prompt
 
+from dynamo_gpu_ft import native
 from dynamo_gpu_ft.cli.demo import processes
 from dynamo_gpu_ft.cli.demo.load import Ask, Stream, run_streams
 from dynamo_gpu_ft.cli.demo.progress import Phase
 from dynamo_gpu_ft.cli.demo.server import PROTECTED, Server, free_port
+from dynamo_gpu_ft.recovery import ledger
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(500)]
 
@@ -136,3 +138,28 @@ def test_a_misspelt_setting_is_refused_with_the_right_name_before_anything_start
     assert done.returncode == 2
     assert "arena_bytes" in done.stderr
     assert len(done.stderr.strip().splitlines()[-1]) < 400
+
+
+def test_killing_the_server_itself_leaves_no_engine_and_a_ledger_ahead_of_every_client(
+    story: Story,
+) -> None:
+    """The last test of this file: it ends the server."""
+    engine = story.server.engine()
+    front = story.server._child()
+    asks = [Ask(f"last{i}", prompt(20 + i), 400) for i in range(3)]
+
+    def watch(streams: list[Stream]) -> None:
+        if front.poll() is None and all(len(s.tokens) >= KILL_AT for s in streams):
+            front.kill()
+            front.wait(10)
+
+    streams = asyncio.run(run_streams(story.server.url, "tiny", asks, watch=watch))
+    assert all(s.error for s in streams)
+    assert processes.wait_gone(engine, deadline_s=10.0) == []
+    (path,) = Path(story.environ["DYN_GPU_FT_ARENA_DIR"]).glob("*.arena")
+    arena = native.load().Arena.open(str(path), read_only=True)
+    found = {r.prompt_token_ids[0]: r.token_ids for r in ledger.replay(arena)}
+    assert len(found) == 3
+    for stream in streams:
+        kept = found[stream.ask.prompt[0]]
+        assert kept[: len(stream.tokens)] == stream.tokens

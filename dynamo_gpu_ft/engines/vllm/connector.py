@@ -29,6 +29,7 @@ from dynamo_gpu_ft.kv import arena, namespace
 from dynamo_gpu_ft.kv.blocks import Run
 from dynamo_gpu_ft.kv.snapshot import Progress
 from dynamo_gpu_ft.metrics import metrics
+from dynamo_gpu_ft.recovery import processes
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +61,7 @@ class GpuFtConnector(KVConnectorBase_V1):
         return False
 
     def _start(self) -> None:
+        processes.die_with_parent()  # also where the package is importable but its entry point is not installed
         self._config = Config.load(self._kv_transfer_config.kv_connector_extra_config)
         identity = identify(self._vllm_config, self._kv_cache_config)
         if identity.part:

@@ -131,8 +131,9 @@ class ResilientCore:
             for task in (self._recovery, self._pump_task):
                 if task is not None:
                     self._loop.call_soon_threadsafe(task.cancel)
-        self._thread.shutdown(wait=False, cancel_futures=True)
         self._engine.core.shutdown(timeout=timeout)
+        # NOTE: only now: the engine dies with the thread that started it.
+        self._thread.shutdown(wait=False, cancel_futures=True)
         processes.end_all(self._engine.tag, deadline_s=REAP_DEADLINE_S)
         self._engine.unlink_segments()
         self._shelter.close()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 
+from dynamo_gpu_ft.recovery import processes
+
 CONNECTOR = "GpuFtConnector"
 MODULE = "dynamo_gpu_ft.engines.vllm.connector"
 
@@ -16,6 +18,8 @@ def register() -> None:
     try:
         from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
+        # Runs in EngineCore and in every worker: those of a resilient server end with it, SIGKILL included.
+        processes.die_with_parent()
         if CONNECTOR not in KVConnectorFactory._registry:
             KVConnectorFactory.register_connector(CONNECTOR, MODULE, CONNECTOR)
     except Exception as error:
