@@ -6,6 +6,7 @@ copies under way (their engine blocks must not be reused), and counts what a per
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -147,7 +148,12 @@ class SnapshotQueue:
         return stats
 
     def abandon(self) -> Progress:
-        """Gives up everything under way (the tier failed): every load counts as bad, every finished request as sent."""
+        """Gives up everything under way: every load counts as bad, every finished request as sent.
+
+        Cancels first, so that no copy touches an engine block that is about to be reused; a tier that cannot even
+        cancel must be closed by the caller before it hands the answer on."""
+        with contextlib.suppress(Exception):
+            self._tier.cancel([*self._stores, *self._loads])
         progress = Progress()
         for load in self._loads.values():
             progress.loaded.add(load.run.request_id)

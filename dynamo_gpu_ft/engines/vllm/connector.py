@@ -252,7 +252,20 @@ class GpuFtConnector(KVConnectorBase_V1):
         if half is not None:
             report = connector_output.kv_connector_worker_meta
             gaps = report.gaps if isinstance(report, WorkerReport) else {}
-            half.reported(gaps, list(connector_output.finished_recving or ()))
+            loaded = list(connector_output.finished_recving or ())
+            self._guard("taking a report", lambda: half.reported(gaps, loaded), None)
+
+    def reset_cache(self) -> bool | None:
+        """vLLM drops its caches, as after a change of weights: nothing in the arena may be used or added from here on.
+
+        The namespace names the weights the engine was started with, so the next start is protected again."""
+        if self._scheduler_half() is not None:
+            reason = NotProtected(
+                "the engine's caches were reset, so its KV may belong to other weights than those it started with",
+                remedy="restart the engine to be protected again",
+            )
+            self._end_protection("resetting", reason)
+        return True
 
     def request_finished(
         self, request: Any, block_ids: list[int]

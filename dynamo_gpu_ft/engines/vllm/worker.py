@@ -15,6 +15,7 @@ from dynamo_gpu_ft import __version__
 from dynamo_gpu_ft.config import Config
 from dynamo_gpu_ft.engines.vllm.identity import Identity
 from dynamo_gpu_ft.engines.vllm.metadata import StepMetadata
+from dynamo_gpu_ft.errors import NotProtected
 from dynamo_gpu_ft.kv import arena, layout, namespace
 from dynamo_gpu_ft.kv.base import Tier
 from dynamo_gpu_ft.kv.snapshot import Progress, SnapshotQueue
@@ -31,6 +32,7 @@ class WorkerHalf:
 
     def __init__(self, tier: Tier, config: Config, block_size: int) -> None:
         self._tier, self._block_size = tier, block_size
+        self._fenced = False
         self._queue = SnapshotQueue(
             tier, max_lag_bytes=config.max_lag_bytes, load_timeout_s=config.load_timeout_s
         )
@@ -95,6 +97,12 @@ class WorkerHalf:
             self._queue.finish(request_id, report=False)
 
     def poll(self) -> Progress:
+        if self._fenced:
+            raise NotProtected(
+                "another engine has taken this arena over: what this one would store is refused",
+                rule="one live engine per arena",
+                remedy="stop this engine, or give it its own DYN_GPU_FT_ARENA_NAME",
+            )
         progress = self._queue.poll()
         self._report()
         return progress
@@ -110,6 +118,7 @@ class WorkerHalf:
 
     def _report(self) -> None:
         stats, recorder = self._queue.take_stats(), metrics()
+        self._fenced = self._fenced or "fenced" in stats.dropped
         blocks, size = self._queue.backlog()
         recorder.set("snapshot_lag_tokens", blocks * self._block_size)
         recorder.set("snapshot_lag_bytes", size)
