@@ -46,6 +46,7 @@ gft_status gft_writer_claim(gft_writer *writer, gft_bytes hash, gft_bytes parent
     auto before = parent_of(parent);
     auto claim = gft::Claim::open(writer->writer, view(hash), pointer(before), position);
     present = !claim;
+    if (claim) writer->writer->core().prefault_payload(claim->slot());
     if (claim) *out = new gft_claim{std::move(claim)};
   });
   return status == GFT_OK && present ? GFT_PRESENT : status;
@@ -81,7 +82,9 @@ gft_status gft_writer_touch(gft_writer *writer, const gft_bytes *hashes, size_t 
 gft_status gft_writer_find(gft_writer *writer, gft_bytes hash, gft_bytes parent, gft_read **out) {
   return behind_wall([&] {
     auto before = parent_of(parent);
-    *out = new gft_read{writer->writer, writer->writer->find(view(hash), pointer(before))};
+    gft::Sealed sealed = writer->writer->find(view(hash), pointer(before));
+    writer->writer->core().prefault_payload(sealed.slot);
+    *out = new gft_read{writer->writer, sealed};
   });
 }
 

@@ -45,6 +45,9 @@ class Core {
   Word hold(uint64_t slot) const { return word(geometry().holds + slot * 8); }
   Word index_entry(uint64_t entry) const { return word(geometry().index + entry * 8); }
   uint8_t *payload(uint64_t slot) const { return file_->base + geometry().payload + slot * geometry().stride; }
+  void prefault_payload(uint64_t slot) const noexcept {
+    file_->prefault(geometry().payload + slot * geometry().stride, geometry().slot_bytes);
+  }
   uint8_t *ledger_half(unsigned half) const { return file_->base + geometry().ledger + half * geometry().half_bytes; }
   NamespaceRecord *namespace_record(uint32_t index) const {
     return reinterpret_cast<NamespaceRecord *>(file_->base + geometry().namespaces) + index;

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -16,12 +17,16 @@
 #include "create.h"
 
 namespace gft {
+namespace {
+constexpr uint64_t kGuard = uint64_t{2} << 20;  // also the size of a large page, to which the mapping is aligned
+constexpr int kMadvisePopulateRead = 22;        // since Linux 5.14; older C libraries do not name it
+}  // namespace
 
 ArenaFile::ArenaFile(std::string path_, bool read_only_, int descriptor_)
     : path(std::move(path_)), read_only(read_only_), descriptor(descriptor_), fork_generation(gft::fork_generation()) {}
 
 ArenaFile::~ArenaFile() {
-  if (base) munmap(base, geometry.file_bytes);
+  if (reserved_) munmap(reserved_, reserved_bytes_);
   close_guarded(descriptor, fork_generation);
 }
 
@@ -95,14 +100,34 @@ void ArenaFile::read_header() {
 }
 
 void ArenaFile::map() {
-  void *at = mmap(nullptr, geometry.file_bytes, read_only ? PROT_READ : PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
+  // Pages without access on both sides: a step outside the mapping is a fault and never somebody else's memory.
+  reserved_bytes_ = geometry.file_bytes + 2 * kGuard;
+  void *reserved = mmap(nullptr, reserved_bytes_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void *at = MAP_FAILED;
+  if (reserved != MAP_FAILED) {
+    reserved_ = static_cast<uint8_t *>(reserved);
+    uint8_t *aligned = reserved_ + kGuard - reinterpret_cast<uint64_t>(reserved_) % kGuard;
+    at = mmap(aligned, geometry.file_bytes, read_only ? PROT_READ : PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+              descriptor, 0);
+  }
   if (at == MAP_FAILED)
     fail(GFT_IO, "cannot map arena %s (%llu bytes): %s; check the address space limit (ulimit -v)", path.c_str(),
          (unsigned long long)geometry.file_bytes, std::strerror(errno));
   base = static_cast<uint8_t *>(at);
+  faulted_ = std::make_unique<std::atomic<bool>[]>(geometry.file_bytes / kWindow + 1);
   // Hints only: keep hundreds of gigabytes out of core dumps, and use large pages where the system allows them.
   (void)madvise(base, geometry.file_bytes, MADV_DONTDUMP);
   (void)madvise(base, geometry.file_bytes, MADV_HUGEPAGE);
+}
+
+void ArenaFile::prefault(uint64_t offset, uint64_t bytes) noexcept {
+  for (uint64_t window = offset / kWindow; window <= (offset + bytes - 1) / kWindow; ++window) {
+    if (faulted_[window].load(std::memory_order_relaxed) || faulted_[window].exchange(true, std::memory_order_relaxed))
+      continue;
+    uint64_t at = window * kWindow;
+    // NOTE: for shared memory files, populating for reading makes the pages writable too, and is four times faster.
+    (void)madvise(base + at, std::min(kWindow, geometry.file_bytes - at), kMadvisePopulateRead);
+  }
 }
 
 void ArenaFile::check_alive() const {

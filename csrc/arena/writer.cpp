@@ -29,9 +29,13 @@ Writer::Writer(std::shared_ptr<Core> core, uint32_t shard_, Namespace name_space
       lock_(std::move(lane.lock)) {}
 
 void Writer::check() const {
+  core_->check_alive();
+  check_current();
+}
+
+void Writer::check_current() const {
   if (closed_.load(std::memory_order_relaxed))
     fail(GFT_CLOSED, "the writer of shard %u was closed; attach a new one", shard);
-  core_->check_alive();
   if (uint64_t now = core_->epoch(); now != epoch)
     fail(GFT_FENCED,
          "the writer of shard %u belongs to epoch %llu, arena %s is in epoch %llu: this engine was replaced; stop "
@@ -87,11 +91,11 @@ std::optional<Claimed> Writer::claim(std::string_view hash, const std::string *p
 Claimed Writer::reserve(std::string_view hash, uint64_t position, uint64_t spare) {
   check_name(hash, position > 0, position);
   Claimed claimed;
-  std::tie(claimed.slot, claimed.word) = core_->room().take(lane_, {spare}, [this] { check(); });
+  std::tie(claimed.slot, claimed.word) = core_->room().take(lane_, {spare}, [this] { check_current(); });
   claimed.hash = hash;
   claimed.position = position;
   try {
-    check();
+    check_current();
     index_insert(*core_, index_key(*core_, name_space.id, shard, hash), claimed.word.generation, claimed.slot);
   } catch (...) {
     give_up(claimed);
@@ -117,7 +121,7 @@ Id Writer::publish(const Claimed &claimed, const Digest &payload) {
   std::memcpy(header.link, link.data(), 16);
   std::memcpy(header.seal, core_->seal_of(claimed.slot, header).data(), 16);
   try {
-    check();
+    check_current();
     core_->write_header(claimed.slot, header);
     core_->stamp(claimed.slot).store(use_stamp(core_->tick(), claimed.position), std::memory_order_relaxed);
     core_->hold(claimed.slot).store(HoldWord{epoch, claimed.word.generation, 1}.packed(), std::memory_order_relaxed);

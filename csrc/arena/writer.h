@@ -37,8 +37,10 @@ class Writer {
   const Namespace name_space;
   Wanted wanted() const { return {name_space, shard, epoch}; }
 
-  // Throws GFT_FENCED, GFT_CLOSED, GFT_FORKED, GFT_DAMAGED (cut file).
+  // Throws GFT_FENCED, GFT_CLOSED, GFT_FORKED, GFT_DAMAGED (cut file). Asks the kernel: once per block is enough.
   void check() const;
+  // Throws GFT_FENCED, GFT_CLOSED. Two loads: asked before every step that cannot be undone.
+  void check_current() const;
 
   // Nothing when an equal block with the right parent is sealed; that one was stamped and held.
   std::optional<Claimed> claim(std::string_view hash, const std::string *parent, uint64_t position);

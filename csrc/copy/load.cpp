@@ -48,6 +48,7 @@ Outcome load_one(Writer &writer, const Layout &layout, const BlockSpec &block, c
     writer.check();
     const Outcome changed{GFT_CHANGED, "the block was evicted while it was being loaded"};
     if (!sealed.unchanged(core)) return changed;
+    core.prefault_payload(sealed.slot);
     Digest digest = load_block(core.digest(), layout, block.block_id, core.payload(sealed.slot));
     if (!sealed.unchanged(core)) return changed;
     if (digest != std::to_array(sealed.header.digest)) {

@@ -13,7 +13,7 @@ std::shared_ptr<StoreLine::Flight> StoreLine::enter(StoreItem item) {
   if (!flight->item.job) return flight;
   const BlockSpec &block = flight->item.job->blocks[flight->item.index];
   try {
-    writer_->check();
+    writer_->check_current();
     auto parent = block.parent ? by_hash_.find(*block.parent) : by_hash_.end();
     if (by_hash_.contains(block.hash) || (parent != by_hash_.end() && parent->second->again)) {
       flight->again = true;
@@ -43,6 +43,7 @@ void StoreLine::copy(Flight &flight) const {
   Core &core = writer_->core();
   try {
     core.check_alive();
+    core.prefault_payload(flight.claimed->slot);
     flight.digest = store_block(core.digest(), layout_, block.block_id, core.payload(flight.claimed->slot));
   } catch (...) {
     Fail why = current_failure();

@@ -1,5 +1,5 @@
-// Copies and digests in one pass, chunk by chunk while the chunk is in the cache.
-// The two directions differ in which side the digest is taken from; see each function.
+// Copies and digests in one pass: every byte is read once, digested, and written past the caches.
+// In both directions the digest is of exactly the bytes that were delivered, whatever happens to the source meanwhile.
 #pragma once
 
 #include "../digest/digest.h"
@@ -7,9 +7,8 @@
 
 namespace gft {
 
-// Engine -> slot. The digest is of the bytes read from the engine.
+// Engine -> slot, and slot -> engine. All stores are visible to whoever sees a later release-store of this thread.
 Digest store_block(const DigestAlgorithm &algorithm, const Layout &layout, uint64_t block, uint8_t *slot);
-// Slot -> engine. The digest is of the bytes that arrived in the engine, so what was checked is what was delivered.
 Digest load_block(const DigestAlgorithm &algorithm, const Layout &layout, uint64_t block, const uint8_t *slot);
 
 }  // namespace gft
