@@ -58,6 +58,7 @@ class OfflineEngine:
             "max_num_seqs": 8,
             "block_size": 32,
             "seed": 0,
+            "disable_log_stats": False,
             **llm,
         }
         if transfer is not None:

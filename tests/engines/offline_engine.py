@@ -21,6 +21,7 @@ def answer(llm: object, request: dict) -> dict:
         "tokens": [list(o.outputs[0].token_ids) for o in outputs],
         "cached": [o.num_cached_tokens for o in outputs],
         "seconds": took,
+        "preempted": sum(m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions"),  # type: ignore[attr-defined]
         "not_protected": settle(),
     }
 

@@ -23,13 +23,25 @@ PROMPTS = [prompt(1), prompt(2)]
 WHOLE = 9 * 32
 
 
+#: More than a small KV cache can hold at once: forty blocks for six requests that end with eleven blocks each.
+CROWD = [prompt(seed, 200) for seed in range(30, 36)]
+CROWD_TOKENS, SMALL_CACHE = 150, 40
+
+
 @pytest.fixture(scope="module")
-def expected(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[int]]:
+def plain(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[int]]]:
     """Tokens of the undisturbed engine without the connector."""
-    with OfflineEngine(
-        tiny_model, tmp_path_factory.mktemp("plain") / "log", settings=None
-    ) as engine:
-        return list(engine.run(PROMPTS)["tokens"])
+    log = tmp_path_factory.mktemp("plain") / "log"
+    with OfflineEngine(tiny_model, log, settings=None) as engine:
+        return {
+            "prompts": engine.run(PROMPTS)["tokens"],
+            "crowd": engine.run(CROWD, CROWD_TOKENS)["tokens"],
+        }
+
+
+@pytest.fixture(scope="module")
+def expected(plain: dict[str, list[list[int]]]) -> list[list[int]]:
+    return plain["prompts"]
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +124,20 @@ def test_a_full_arena_keeps_serving_and_keeps_answers_right(
         reply = engine.run(PROMPTS)
     assert reply["tokens"] == expected
     assert reply["not_protected"] == []
+
+
+def test_preempted_requests_and_reused_blocks_never_mix_their_kv(
+    tiny_model: Path, tmp_path: Path, settings: Settings, plain: dict[str, list[list[int]]]
+) -> None:
+    chosen = settings()
+    with OfflineEngine(
+        tiny_model, tmp_path / "log", settings=chosen, num_gpu_blocks_override=SMALL_CACHE
+    ) as engine:
+        for _ in range(2):
+            reply = engine.run(CROWD, CROWD_TOKENS)
+            assert reply["tokens"] == plain["crowd"]
+            assert reply["not_protected"] == []
+    assert reply["preempted"] > 0, "the cache was too large for this test to mean anything"
 
 
 def test_a_file_system_without_room_is_said_at_start_and_the_engine_serves(
