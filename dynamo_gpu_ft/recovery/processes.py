@@ -37,17 +37,20 @@ def this_process() -> Process:
 def tagged(tag: str) -> Iterator[None]:
     """Children started inside carry `tag`. Our own resource tracker is started before, so that it does not.
 
-    NOTE: the environment is the process's: a thread that starts a child meanwhile tags it too."""
+    NOTE: the environment is the process's: a thread that starts a child meanwhile tags it too. SPT_NOENV keeps setproctitle,
+    which engines use, from writing its title over the environment that /proc shows."""
     resource_tracker.ensure_running()
-    before = os.environ.get(TAG_VARIABLE)
-    os.environ[TAG_VARIABLE] = tag
+    added = {TAG_VARIABLE: tag, "SPT_NOENV": "1"}
+    before = {name: os.environ.get(name) for name in added}
+    os.environ.update(added)
     try:
         yield
     finally:
-        if before is None:
-            os.environ.pop(TAG_VARIABLE, None)
-        else:
-            os.environ[TAG_VARIABLE] = before
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def adopt_orphans() -> bool:

@@ -112,6 +112,14 @@ def test_no_process_is_left_behind(seen: dict[str, Any]) -> None:
     assert seen["processes_left"] == []
 
 
+def test_every_process_of_an_engine_is_known_to_the_one_that_must_end_it(
+    seen: dict[str, Any],
+) -> None:
+    ready = [e for e in seen["events"] if e["event"] == "engine_ready"]
+    assert len(ready) == 4
+    assert all(len(e["pids"]) >= 2 for e in ready)
+
+
 def test_every_recovery_is_told_by_phase(seen: dict[str, Any]) -> None:
     steps = {e["step"] for e in seen["events"] if e["event"] == "step_done" and e["ok"]}
     assert {"reap", "start", "resubmit", "first_token"} <= steps
