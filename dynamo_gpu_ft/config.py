@@ -34,7 +34,7 @@ class Config:
     """Settings of one process. Sizes are bytes, times are seconds; see each key's row for limits."""
 
     arena_dir: str = _key("/dev/shm", "path", "folder of the arena file: a memory file system")
-    arena_name: str = _key("default", "name", "which arena; engines that share KV share the name")
+    arena_name: str = _key("default", "name", "which arena; each live engine has its own")
     arena_bytes: int = _key("4GiB", "bytes", "room for KV, allocated at start", 1 << 20)
     ledger_bytes: int = _key("64MiB", "bytes", "room of the request ledger", 1 << 16)
     copy_threads: int = _key(1, "count", "threads that copy and digest, per worker", 1, 64)

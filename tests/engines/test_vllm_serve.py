@@ -140,6 +140,16 @@ def test_a_misspelt_setting_is_refused_with_the_right_name_before_anything_start
     assert len(done.stderr.strip().splitlines()[-1]) < 400
 
 
+@pytest.mark.parametrize("flag", [["--api-server-count", "2"], ["--headless"]])
+def test_flags_that_start_something_else_are_refused_by_name(
+    capsys: pytest.CaptureFixture[str], flag: list[str]
+) -> None:
+    from dynamo_gpu_ft.engines.vllm.serve import run
+
+    assert run(["some-model", *flag]) == 2
+    assert flag[0] in capsys.readouterr().err
+
+
 def test_killing_the_server_itself_leaves_no_engine_and_a_ledger_ahead_of_every_client(
     story: Story,
 ) -> None:

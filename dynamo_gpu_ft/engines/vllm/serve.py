@@ -12,16 +12,16 @@ import sys
 from typing import Any
 
 from dynamo_gpu_ft.engines.vllm import compat, settings
-from dynamo_gpu_ft.errors import GpuFtError
+from dynamo_gpu_ft.errors import ConfigError, GpuFtError
 from dynamo_gpu_ft.recovery import processes
 
 
 def run(argv: list[str]) -> int:
     """Serves until a signal ends it. `argv` is MODEL and vLLM's flags, as for `vllm serve`."""
     compat.warn_if_untested()
-    args = parse(argv)
     processes.adopt_orphans()
     try:
+        args = parse(argv)
         asyncio.run(_serve(args))
     except GpuFtError as error:
         print(f"dynamo-gpu-ft serve: {error}", file=sys.stderr)
@@ -42,7 +42,25 @@ def parse(argv: list[str]) -> Any:
     if getattr(args, "model_tag", None):
         args.model = args.model_tag
     validate(args)
+    _refuse_unsupported(args)
     return args
+
+
+def _refuse_unsupported(args: Any) -> None:
+    """Flags of `vllm serve` that start something other than one HTTP server with its one engine."""
+    wrong = {
+        "--api-server-count": (getattr(args, "api_server_count", None) or 1) > 1,
+        "--headless": bool(getattr(args, "headless", False)),
+        "--grpc": bool(getattr(args, "grpc", False)),
+    }
+    for flag, given in wrong.items():
+        if given:
+            raise ConfigError(
+                "this flag of vLLM's server is not supported",
+                where=flag,
+                rule="one HTTP server that starts its one engine itself",
+                remedy=f"leave {flag} out; run one `dynamo-gpu-ft serve` per engine",
+            )
 
 
 async def _serve(args: Any) -> None:
