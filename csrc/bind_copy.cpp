@@ -1,9 +1,13 @@
 // Python's Layout, Block, JobResult and CopyEngine.
 // Block arguments are copied by the native side before a call returns, so Python may drop them at once.
+#include <algorithm>
+
 #include "bind.h"
 
 namespace bind {
 namespace {
+
+constexpr double kSlice = 0.1;  // seconds
 
 struct PyLayout {
   std::vector<gft_region> regions;
@@ -113,9 +117,12 @@ void bind_copy(py::module_ &module) {
       .def(
           "wait",
           [](const PyEngine &e, double timeout) {
-            int done = 0;
-            call([&] { return gft_engine_wait(e.handle.get(), timeout, &done); });
-            return done != 0;
+            // In slices, so that Ctrl-C is heard.
+            for (int done = 0;; timeout -= kSlice) {
+              call([&] { return gft_engine_wait(e.handle.get(), std::min(timeout, kSlice), &done); });
+              if (done || !(timeout > kSlice)) return done != 0;
+              if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+            }
           },
           py::arg("timeout"))
       .def("backlog",

@@ -107,7 +107,7 @@ gft_status gft_read_verify(gft_read *read) {
   return behind_wall([&] {
     gft::Core &core = read->writer->core();
     core.check_alive();
-    auto digest = core.digest().of(core.payload(read->sealed.slot), core.geometry().slot_bytes);
+    auto digest = core.payload_digest(read->sealed.slot);
     if (!read->sealed.unchanged(core))
       gft::fail(GFT_CHANGED, "slot %llu was evicted while it was being read; recompute the block",
                 (unsigned long long)read->sealed.slot);

@@ -7,6 +7,7 @@
 
 #include <cstring>
 
+#include "../support/optimistic.h"
 #include "room.h"
 
 namespace gft {
@@ -39,6 +40,11 @@ void Core::write_header(uint64_t slot, const SlotHeader &header) const {
   std::memcpy(words, &header, sizeof header);
   for (uint64_t i = 0; i < kHeaderWords; ++i)
     word(geometry().headers + slot * sizeof(SlotHeader) + i * 8).store(words[i], std::memory_order_relaxed);
+}
+
+Digest Core::payload_digest(uint64_t slot) const {
+  OptimisticRead slot_may_be_given_away;
+  return digest().of(payload(slot), geometry().slot_bytes);
 }
 
 Digest Core::seal_of(uint64_t slot, const SlotHeader &header) const {

@@ -61,6 +61,8 @@ class Core {
   // Word by word, because a reader may look while a writer writes; the caller makes sure afterwards that it did not.
   SlotHeader read_header(uint64_t slot) const;
   void write_header(uint64_t slot, const SlotHeader &header) const;
+  // Of the payload as it lies there; whoever asks checks the state word afterwards.
+  Digest payload_digest(uint64_t slot) const;
   Digest seal_of(uint64_t slot, const SlotHeader &header) const;
   static Digest link_of(const DigestAlgorithm &digest, const SlotHeader &header);
 

@@ -5,7 +5,7 @@
 #include <fcntl.h>
 #include <sys/random.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
+#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -16,6 +16,7 @@
 #include "../digest/digest.h"
 #include "../support/fail.h"
 #include "../support/fork_guard.h"
+#include "../support/free_memory.h"
 #include "format.h"
 #include "locks.h"
 
@@ -37,29 +38,32 @@ bool exists(const std::string &path) {
   return lstat(path.c_str(), &status) == 0;
 }
 
-[[noreturn]] void no_space(const std::string &path, uint64_t wanted, uint64_t free) {
-  fail(GFT_NO_SPACE,
-       "cannot allocate arena %s: %llu bytes wanted, %llu free on its file system; "
-       "choose another directory or fewer slots",
-       path.c_str(), (unsigned long long)wanted, (unsigned long long)free);
+// What the file system, and the memory behind it, still take.
+FreeMemory free_room(const std::string &path) {
+  constexpr long kTmpfs = 0x01021994;
+  std::string folder = path.substr(0, path.find_last_of('/') + 1);
+  struct statfs status;
+  if (statfs(folder.empty() ? "." : folder.c_str(), &status) != 0) return {0, "on its file system"};
+  FreeMemory room{uint64_t{status.f_bavail} * static_cast<uint64_t>(status.f_bsize), "on its file system"};
+  if (status.f_type != kTmpfs) return room;
+  FreeMemory memory = free_memory();
+  return memory.bytes < room.bytes ? memory : room;
 }
 
-uint64_t free_bytes(const std::string &path) {
-  std::string folder = path.substr(0, path.find_last_of('/') + 1);
-  struct statvfs status;
-  if (statvfs(folder.empty() ? "." : folder.c_str(), &status) != 0) return 0;
-  return uint64_t{status.f_bavail} * status.f_frsize;
+[[noreturn]] void no_space(const std::string &path, uint64_t wanted, FreeMemory room) {
+  fail(GFT_NO_SPACE, "cannot allocate arena %s: %llu bytes wanted, %llu free %s; choose another directory or fewer slots",
+       path.c_str(), (unsigned long long)wanted, (unsigned long long)room.bytes, room.limit);
 }
 
 void allocate(int descriptor, const std::string &path, uint64_t bytes) {
-  // Asked before, because filling a memory file system to the brim first would hurt everybody else on the machine.
   if (ftruncate(descriptor, 0) != 0) fail(GFT_IO, "cannot empty %s.new: %s; remove it", path.c_str(), std::strerror(errno));
-  if (uint64_t free = free_bytes(path); free < bytes) no_space(path, bytes, free);
+  // Asked before, because filling a memory file system to the brim would hurt everybody else on the machine.
+  if (FreeMemory room = free_room(path); room.bytes < bytes) no_space(path, bytes, room);
   while (fallocate(descriptor, 0, 0, static_cast<off_t>(bytes)) != 0) {
     if (errno == EINTR) continue;
     int error = errno;
     (void)!ftruncate(descriptor, 0);
-    if (error == ENOSPC || error == EFBIG || error == ENOMEM || error == EDQUOT) no_space(path, bytes, free_bytes(path));
+    if (error == ENOSPC || error == EFBIG || error == ENOMEM || error == EDQUOT) no_space(path, bytes, free_room(path));
     fail(GFT_IO, "cannot allocate %llu bytes for arena %s: %s; use a directory on tmpfs, such as /dev/shm",
          (unsigned long long)bytes, path.c_str(), std::strerror(error));
   }

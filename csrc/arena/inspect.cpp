@@ -76,7 +76,7 @@ const char *verify_slot(Core &core, uint64_t slot) {
   Sealed sealed{slot, word.packed(), core.read_header(slot)};
   if (!sealed.unchanged(core)) return "changed";
   if (!seal_holds(core, slot, word, sealed.header)) return "seal";
-  bool equal = core.digest().of(core.payload(slot), core.geometry().slot_bytes) == std::to_array(sealed.header.digest);
+  bool equal = core.payload_digest(slot) == std::to_array(sealed.header.digest);
   if (!sealed.unchanged(core)) return "changed";
   return equal ? "ok" : "digest";
 }

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "../digest/crc32c.h"
+#include "../support/optimistic.h"
 #include "ledger.h"
 #include "ledger_words.h"
 
@@ -32,6 +33,7 @@ LedgerContents replay_half(const Core &core, unsigned half, uint64_t generation)
     out.torn = true;
     if (header.generation != generation || record_bytes(header.bytes) > end - out.used) break;
     LedgerRecord record{header.kind, {}};
+    OptimisticRead half_may_be_compacted_into;
     record.payload.assign(base + out.used + sizeof header, base + out.used + sizeof header + header.bytes);
     if (header.commit != commit_of(header, out.used, record.payload.data())) break;
     out.torn = false;

@@ -251,7 +251,7 @@ void Claim::seal() {
     writer_->give_up(claimed_);
     throw;
   }
-  writer_->publish(claimed_, writer_->core().digest().of(payload(), writer_->core().geometry().slot_bytes));
+  writer_->publish(claimed_, writer_->core().payload_digest(claimed_.slot));
 }
 
 void Claim::abandon() {

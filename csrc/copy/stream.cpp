@@ -9,6 +9,8 @@
 #include <emmintrin.h>
 #endif
 
+#include "../support/optimistic.h"
+
 namespace gft {
 namespace {
 
@@ -98,6 +100,7 @@ Digest store_block(const DigestAlgorithm &algorithm, const Layout &layout, uint6
 }
 
 Digest load_block(const DigestAlgorithm &algorithm, const Layout &layout, uint64_t block, const uint8_t *slot) {
+  OptimisticRead slot_may_be_given_away;
   Stream stream(algorithm);
   for (const gft_region &region : layout.regions) {
     stream.fragment(place(region, block), slot, region.fragment_bytes);

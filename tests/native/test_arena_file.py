@@ -115,6 +115,26 @@ def test_any_changed_byte_of_the_header_is_refused(folder: Path, offset: int) ->
     assert code_of(core.Arena.open, str(path)) == ("version" if offset == 8 else "damaged")
 
 
+def crc32c(data: bytes) -> int:
+    crc = 0xFFFFFFFF
+    for bit in (byte >> i & 1 for byte in data for i in range(8)):
+        crc = crc >> 1 ^ (0x82F63B78 if (crc ^ bit) & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def test_a_digest_that_this_build_lacks_is_a_mismatch_with_the_remedy(folder: Path) -> None:
+    path = folder / "a"
+    core.Arena.create(str(path), **SIZES)
+    header = bytearray(path.read_bytes()[:128])
+    header[48:64] = b"other".ljust(16, b"\0")
+    header[124:128] = crc32c(bytes(header[:124])).to_bytes(4, "little")
+    with path.open("r+b") as file:
+        file.write(header)
+    with pytest.raises(core.CoreError, match="other.*libxxhash-dev") as caught:
+        core.Arena.open(str(path))
+    assert caught.value.code == "mismatch"
+
+
 def test_another_slot_size_is_a_mismatch_that_names_both(folder: Path) -> None:
     core.Arena.create(str(folder / "a"), **SIZES)
     with pytest.raises(core.CoreError, match=r"1000 bytes, 2000") as caught:

@@ -1,0 +1,50 @@
+"""The core's C++ test programs: digests against known values, a life under hostile bytes, everything at once from many threads.
+
+They are built here with both digests; `make sanitize` (or GFT_SANITIZE=1) also runs them under ASan, UBSan and TSan.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(
+        shutil.which("make") is None or shutil.which("g++") is None, reason="make or g++ is missing"
+    ),
+    pytest.mark.skipif("LD_PRELOAD" in os.environ, reason="the programs bring their own runtime"),
+]
+
+
+def make(target: str, *variables: str) -> str:
+    command = ["make", "-s", f"-j{os.cpu_count()}", "-C", str(PROGRAMS), target, *variables]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=850)
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_programs_pass_with_the_digest_of_this_machine() -> None:
+    out = make("plain", "CASES=20000")
+    assert "hostile: 20000 cases" in out
+    assert "hostile: ok" in out
+    assert "threads: ok" in out
+
+
+def test_the_programs_pass_without_xxhash() -> None:
+    assert "1 variants agree, xxHash absent" in make("plain", "DIGEST=crc32c")
+
+
+def test_the_programs_are_clean_under_the_sanitizers(request: pytest.FixtureRequest) -> None:
+    asked = request.config.getoption("markexpr") == "slow" or os.environ.get("GFT_SANITIZE") == "1"
+    if not asked:
+        pytest.skip("takes two minutes: make sanitize, or GFT_SANITIZE=1")
+    assert make("sanitize").count("threads: ok") == 2
