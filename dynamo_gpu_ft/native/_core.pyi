@@ -1,4 +1,4 @@
-"""Typed stub of the native door (csrc/bind.cpp). Every call releases the GIL; every failure raises `CoreError`.
+"""Typed stub of the native door (csrc/bind*.cpp). Every call releases the GIL; every failure raises `CoreError`. Attributes are read-only.
 
 The arena is one file in a memory file system. Slots hold one engine block of one shard each; the index maps
 (namespace, shard, block hash) to slots; the ledger is an append-only log. See csrc/arena/README.md for the bytes.
