@@ -1,7 +1,7 @@
 """How fast KV blocks go into the arena and back, digest and seal included, beside memcpy of the same buffers.
 
 The engine side is a buffer larger than the processor's caches; the arena is one file in /dev/shm. Both sides are warm before
-anything is measured, and each repetition measures memcpy and the copy engine one after the other.
+anything is measured, and each repetition measures memcpy (the faster of two ways) and the copy engine one after the other.
 """
 
 import ctypes
@@ -176,13 +176,18 @@ class _Bench:
         return self._memcpy(address_of(self._engine_side), address_of(self._arena_side))
 
     def _memcpy(self, target: int, source: int) -> float:
+        """GB/s of the faster of two ways: block by block, and in one piece per thread (where libc bypasses the caches)."""
         size = self.piece * self.fragments
-        places = range(0, self.bytes, size)
+        share = -(-self.blocks // self.threads) * size
+        return max(
+            self._timed(target, source, range(0, self.bytes, size), size),
+            self._timed(target, source, range(0, self.bytes, share), share),
+        )
 
+    def _timed(self, target: int, source: int, places: range, size: int) -> float:
         def copy(part: range) -> None:
-            move = ctypes.memmove
             for place in part:
-                move(target + place, source + place, size)
+                ctypes.memmove(target + place, source + place, min(size, self.bytes - place))
 
         started = time.perf_counter()
         if self.threads == 1:

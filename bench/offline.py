@@ -58,11 +58,11 @@ class Engine:
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
-            # NOTE: vLLM would reserve one core more with a connector than without, and so compare unlike with unlike.
-            "VLLM_CPU_NUM_OF_RESERVED_CPU": str(max(0, min(2, len(os.sched_getaffinity(0)) - 1))),
             "VLLM_LOGGING_LEVEL": "WARNING",
-            # One process: fewer processes that wait by spinning, so less noise where cores are few.
+            # One process: fewer processes that wait by spinning, so less noise where cores are few. vLLM then reserves no
+            # core for anything but its arithmetic, as it does otherwise; so this does.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) - 1)),
         }
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
