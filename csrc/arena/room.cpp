@@ -8,8 +8,10 @@ namespace gft {
 
 bool Room::Lanes::alive(const Core &core, uint8_t lane) {
   if (lane >= kLanes) return true;  // no writer of ours makes such a word: leave it alone
-  if (known[lane] < 0) known[lane] = core.lane_alive(lane);
-  return known[lane] == 1;
+  // NOTE: "dead" must not be remembered. The answer counts for words that were read before the question; a new writer may
+  // take the lane at any time, and what it writes from then on is alive.
+  if (!known_alive.test(lane) && core.lane_alive(lane)) known_alive.set(lane);
+  return known_alive.test(lane);
 }
 
 std::pair<uint64_t, StateWord> Room::take(uint8_t lane, const std::vector<uint64_t> &spare,

@@ -2,6 +2,7 @@
 // One scan fills a queue in this process; each candidate is checked again when its turn comes.
 #pragma once
 
+#include <bitset>
 #include <deque>
 #include <functional>
 #include <mutex>
@@ -24,10 +25,9 @@ class Room {
     uint64_t slot, word, stamp;
     bool held;
   };
-  // Asks the kernel once per lane and scan.
+  // Spares the kernel repeated questions about lanes that are alive.
   struct Lanes {
-    std::array<int8_t, kLanes> known;
-    Lanes() { known.fill(-1); }
+    std::bitset<kLanes> known_alive;
     bool alive(const Core &core, uint8_t lane);
   };
   StateWord recovered(uint64_t slot, Lanes &lanes, uint64_t epoch);

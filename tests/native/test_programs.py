@@ -1,4 +1,5 @@
-"""The core's C++ test programs: digests against known values, a life under hostile bytes, everything at once from many threads.
+"""The core's C++ test programs: digests against known values, a life under hostile bytes, everything at once from many threads,
+lanes that change hands between dying processes.
 
 They are built here with both digests; `make sanitize` (or GFT_SANITIZE=1) also runs them under ASan, UBSan and TSan.
 """
@@ -37,6 +38,7 @@ def test_the_programs_pass_with_the_digest_of_this_machine() -> None:
     assert "hostile: 20000 cases" in out
     assert "hostile: ok" in out
     assert "threads: ok" in out
+    assert "lanes: ok" in out
 
 
 def test_the_programs_pass_without_xxhash() -> None:
