@@ -70,6 +70,7 @@ bench: $(VENV)/.project ## benchmarks: make bench NAMES="arena_copy" JSON=rows.j
 	@$(PY) bench/run.py $(NAMES) $(if $(JSON),--json $(JSON))
 
 sanitize: $(VENV)/.project ## the native core under ASan, UBSan and TSan
+	@$(MAKE) -C tests/native/programs -j$(shell nproc) sanitize
 	@.ci/sanitize $(PY) -m "not slow and not gpu"
 
 doctor: ## what is real, simulated or missing here, and the command that mends it
