@@ -37,7 +37,7 @@ def decode(record: bytes) -> dict[str, Any]:
     """The record as a dict for people; never raises on hostile bytes, which come back under the key "unreadable"."""
     try:
         value = json.loads(record)
-    except (UnicodeDecodeError, ValueError):
+    except (ValueError, RecursionError):
         return {"unreadable": record[:64].hex()}
     return value if isinstance(value, dict) else {"unreadable": repr(value)[:64]}
 
