@@ -168,6 +168,8 @@ def test_a_demo_that_is_ended_by_a_signal_takes_its_server_along(
     player = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(PLAYER), FAKE, str(tmp_path), str(port)],
         stderr=subprocess.DEVNULL,
+        # Tests started in a shell's background ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         server = Server((), tmp_path, (), port=port, environ={}, log=tmp_path / "none")

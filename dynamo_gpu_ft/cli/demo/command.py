@@ -208,9 +208,13 @@ def _ended_in_order() -> Iterator[None]:
         yield
         return
     numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = [
-        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT)) for number in numbers
-    ]
+
+    def end(*_: object) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in a shell's background
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.raise_signal(signal.SIGINT)
+
+    before = [signal.signal(number, end) for number in numbers]
     try:
         yield
     finally:
