@@ -96,6 +96,11 @@ class SnapshotQueue:
 
     # -- what happened -------------------------------------------------------------------------------------------
 
+    @property
+    def idle(self) -> bool:
+        """Nothing is under way and nothing waits to be told, so that `poll` would have no answer."""
+        return not (self._stores or self._loads or self._finishing)
+
     def poll(self, *, now: float | None = None) -> Progress:
         """Collects finished jobs; cancels overdue loads and stores that hold up a finished request. Never blocks longer
         than one block's copy."""

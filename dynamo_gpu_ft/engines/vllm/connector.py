@@ -164,6 +164,10 @@ class GpuFtConnector(KVConnectorBase_V1):
             self._progress.loaded.add(run.request_id)
             self._progress.bad_block_ids.update(run.block_ids)
 
+    def has_connector_metadata(self) -> bool:
+        """vLLM asks this per layer before the two hooks below; whole blocks need neither, so it may skip them."""
+        return False
+
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Nothing to wait for: loads are asynchronous and over before their request is scheduled."""
 

@@ -103,6 +103,8 @@ class WorkerHalf:
                 rule="one live engine per arena",
                 remedy="stop this engine, or give it its own DYN_GPU_FT_ARENA_NAME",
             )
+        if self._queue.idle:
+            return Progress()
         progress = self._queue.poll()
         self._report()
         return progress
