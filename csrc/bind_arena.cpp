@@ -196,16 +196,17 @@ void bind_arena(py::module_ &module) {
       .def("namespaces", namespaces)
       .def(
           "begin_epoch",
-          [](const PyArena &arena, const py::bytes &token, bool takeover) {
+          [](const PyArena &arena, const py::bytes &token, bool takeover, uint64_t floor) {
             auto handle = arena.get();
             std::string text = token_of(token);
             uint64_t epoch = 0;
             call([&] {
-              return gft_arena_begin_epoch(handle.get(), reinterpret_cast<const uint8_t *>(text.data()), takeover, &epoch);
+              return gft_arena_begin_epoch(handle.get(), reinterpret_cast<const uint8_t *>(text.data()), takeover, floor,
+                                           &epoch);
             });
             return epoch;
           },
-          py::arg("token"), py::kw_only(), py::arg("takeover") = false)
+          py::arg("token"), py::kw_only(), py::arg("takeover") = false, py::arg("floor") = 0)
       .def("attach_writer", attach, py::kw_only(), py::arg("shard"), py::arg("token"), py::arg("namespace"),
            py::arg("takeover") = false)
       .def("usable_prefix", usable_prefix, py::kw_only(), py::arg("namespace"), py::arg("shards"), py::arg("block_hashes"),

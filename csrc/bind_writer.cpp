@@ -1,5 +1,7 @@
 // Python's Writer, Claim and Read, and the Ledger with its records.
 // Each holds its native handle; a Claim that is dropped unsealed gives its slot back.
+#include <cstring>
+
 #include "bind.h"
 
 namespace bind {
@@ -14,6 +16,66 @@ struct PyRead {
   std::shared_ptr<gft_read> handle;
   uint64_t slot = 0, address = 0, payload_bytes = 0;
 };
+
+struct PyIdentity {
+  std::string name_space_id, block_hash, parent_link, link, digest;
+  uint32_t shard = 0;
+  uint64_t position = 0, epoch = 0, payload_bytes = 0;
+};
+
+std::string sixteen(const char *what, const py::bytes &bytes) {
+  std::string text = bytes_of(bytes);
+  if (text.size() != 16)
+    raise_core_error("invalid", std::string(what) + " of " + std::to_string(text.size()) + " bytes; it must have 16");
+  return text;
+}
+
+PyIdentity make_identity(const py::bytes &namespace_id, uint32_t shard, uint64_t position, uint64_t epoch,
+                         uint64_t payload_bytes, const py::bytes &block_hash, const py::bytes &parent_link,
+                         const py::bytes &link, const py::bytes &digest) {
+  return {sixteen("a namespace id", namespace_id),
+          bytes_of(block_hash),
+          sixteen("a parent link", parent_link),
+          sixteen("a link", link),
+          sixteen("a digest", digest),
+          shard,
+          position,
+          epoch,
+          payload_bytes};
+}
+
+PyIdentity identity_of(const PyRead &read) {
+  gft_identity raw;
+  gft_read_identity(read.handle.get(), &raw);
+  auto text = [](const uint8_t *bytes, size_t size = 16) {
+    return std::string(reinterpret_cast<const char *>(bytes), size);
+  };
+  return {text(raw.name_space_id), text(raw.hash.data, raw.hash.size), text(raw.parent_link), text(raw.link),
+          text(raw.digest),        raw.shard,                          raw.position,          raw.epoch,
+          raw.payload_bytes};
+}
+
+bool seal_as(const PyClaim &claim, const PyIdentity &identity, const std::optional<py::bytes> &parent_hash, bool hold) {
+  auto parent = bytes_of(parent_hash);
+  gft_identity raw{{}, identity.shard, identity.position, identity.epoch, identity.payload_bytes, view(identity.block_hash),
+                   {}, {},             {}};
+  std::memcpy(raw.name_space_id, identity.name_space_id.data(), 16);
+  std::memcpy(raw.parent_link, identity.parent_link.data(), 16);
+  std::memcpy(raw.link, identity.link.data(), 16);
+  std::memcpy(raw.digest, identity.digest.data(), 16);
+  bool present = false;
+  call([&] {
+    gft_status status = gft_claim_seal_as(claim.handle.get(), &raw, view(parent), hold);
+    present = status == GFT_PRESENT;
+    return present ? GFT_OK : status;
+  });
+  return !present;
+}
+
+template <std::string PyIdentity::*Field>
+py::bytes bytes_field(const PyIdentity &identity) {
+  return py::bytes(identity.*Field);
+}
 
 struct PyLedger {
   std::shared_ptr<gft_ledger> handle;
@@ -85,16 +147,32 @@ PyLedgerRecords read_ledger(const PyArena &arena) {
 }  // namespace
 
 void bind_writer(py::module_ &module) {
+  py::class_<PyIdentity>(module, "Identity")
+      .def(py::init(&make_identity), py::kw_only(), py::arg("namespace_id"), py::arg("shard"), py::arg("position"),
+           py::arg("epoch"), py::arg("payload_bytes"), py::arg("block_hash"), py::arg("parent_link"), py::arg("link"),
+           py::arg("digest"))
+      .def_property_readonly("namespace_id", bytes_field<&PyIdentity::name_space_id>)
+      .def_readonly("shard", &PyIdentity::shard)
+      .def_readonly("position", &PyIdentity::position)
+      .def_readonly("epoch", &PyIdentity::epoch)
+      .def_readonly("payload_bytes", &PyIdentity::payload_bytes)
+      .def_property_readonly("block_hash", bytes_field<&PyIdentity::block_hash>)
+      .def_property_readonly("parent_link", bytes_field<&PyIdentity::parent_link>)
+      .def_property_readonly("link", bytes_field<&PyIdentity::link>)
+      .def_property_readonly("digest", bytes_field<&PyIdentity::digest>);
+
   py::class_<PyClaim>(module, "Claim")
       .def_readonly("slot", &PyClaim::slot)
       .def_readonly("address", &PyClaim::address)
       .def("seal", [](const PyClaim &c) { call([&] { return gft_claim_seal(c.handle.get()); }); })
+      .def("seal_as", seal_as, py::arg("identity"), py::kw_only(), py::arg("parent_hash"), py::arg("hold") = true)
       .def("abandon", [](const PyClaim &c) { call([&] { return gft_claim_abandon(c.handle.get()); }); });
 
   py::class_<PyRead>(module, "Read")
       .def_readonly("slot", &PyRead::slot)
       .def_readonly("address", &PyRead::address)
       .def_readonly("payload_bytes", &PyRead::payload_bytes)
+      .def_property_readonly("identity", identity_of)
       .def("verify", [](const PyRead &r) { call([&] { return gft_read_verify(r.handle.get()); }); })
       .def("recheck", [](const PyRead &r) { call([&] { return gft_read_recheck(r.handle.get()); }); });
 

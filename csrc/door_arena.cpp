@@ -100,8 +100,8 @@ gft_status gft_arena_namespace(gft_arena *arena, uint32_t index, uint8_t *out, s
   });
 }
 
-gft_status gft_arena_begin_epoch(gft_arena *arena, const uint8_t token[16], int takeover, uint64_t *out) {
-  return behind_wall([&] { *out = gft::begin_epoch(*arena->core, token, takeover != 0); });
+gft_status gft_arena_begin_epoch(gft_arena *arena, const uint8_t token[16], int takeover, uint64_t floor, uint64_t *out) {
+  return behind_wall([&] { *out = gft::begin_epoch(*arena->core, token, takeover != 0, floor); });
 }
 
 gft_status gft_arena_usable_prefix(gft_arena *arena, uint32_t name_space, const uint32_t *shards, size_t shard_count,

@@ -1,5 +1,7 @@
 // The door's writing half: writers, claims, reads, and the copy engine.
 // One short body per function of gft.h; the promises are there.
+#include <cstring>
+
 #include "door.h"
 
 using gft::behind_wall;
@@ -61,6 +63,20 @@ gft_status gft_claim_seal(gft_claim *claim) {
   return behind_wall([&] { claim->claim->seal(); });
 }
 
+gft_status gft_claim_seal_as(gft_claim *claim, const gft_identity *identity, gft_bytes parent, int hold) {
+  bool sealed = true;
+  gft_status status = behind_wall([&] {
+    gft::Identity whole{std::to_array(identity->name_space_id), identity->shard,
+                        identity->position,                     identity->epoch,
+                        identity->payload_bytes,                std::string(view(identity->hash)),
+                        std::to_array(identity->parent_link),   std::to_array(identity->link),
+                        std::to_array(identity->digest)};
+    auto before = parent_of(parent);
+    sealed = claim->claim->seal_as(whole, pointer(before), hold != 0);
+  });
+  return status == GFT_OK && !sealed ? GFT_PRESENT : status;
+}
+
 gft_status gft_claim_abandon(gft_claim *claim) {
   return behind_wall([&] { claim->claim->abandon(); });
 }
@@ -92,6 +108,15 @@ void gft_read_info(gft_read *read, uint64_t *slot, uint64_t *address, uint64_t *
   *slot = read->sealed.slot;
   *address = reinterpret_cast<uint64_t>(read->writer->core().payload(read->sealed.slot));
   *payload_bytes = read->sealed.header.payload_bytes;
+}
+
+void gft_read_identity(gft_read *read, gft_identity *out) {
+  const gft::SlotHeader &header = read->sealed.header;
+  *out = {{}, header.shard, header.position, header.epoch, header.payload_bytes, {header.hash, header.hash_bytes}, {}, {}, {}};
+  std::memcpy(out->name_space_id, header.name_space_id, 16);
+  std::memcpy(out->parent_link, header.parent_link, 16);
+  std::memcpy(out->link, header.link, 16);
+  std::memcpy(out->digest, header.digest, 16);
 }
 
 gft_status gft_read_recheck(gft_read *read) {

@@ -111,8 +111,9 @@ gft_status gft_arena_namespace_count(gft_arena *arena, uint32_t *out);
 /* Copies record `index` to `out` (room for 4096 bytes). GFT_DAMAGED when its checksum does not hold. */
 gft_status gft_arena_namespace(gft_arena *arena, uint32_t index, uint8_t *out, size_t *size);
 
-/* The epoch of the engine start named by `token`; see the stub for who gets which answer. Same deadline. */
-gft_status gft_arena_begin_epoch(gft_arena *arena, const uint8_t token[16], int takeover, uint64_t *out);
+/* The epoch of the engine start named by `token`; see the stub for who gets which answer. Same deadline. An epoch that is
+ * opened lies above `floor`: the newest epoch of blocks that outlived an older arena elsewhere, 0 when there are none. */
+gft_status gft_arena_begin_epoch(gft_arena *arena, const uint8_t token[16], int takeover, uint64_t floor, uint64_t *out);
 
 /* Walks headers and links only; mutates nothing; takes no lock. */
 gft_status gft_arena_usable_prefix(gft_arena *arena, uint32_t name_space, const uint32_t *shards, size_t shard_count,
@@ -143,6 +144,19 @@ gft_status gft_writer_claim(gft_writer *writer, gft_bytes hash, gft_bytes parent
 void gft_claim_info(gft_claim *claim, uint64_t *slot, uint64_t *address);
 /* Digests the payload where it lies, writes header and seal, publishes by one release-store. */
 gft_status gft_claim_seal(gft_claim *claim);
+/* What a block is for life, wherever it lies: all that its link was made from. */
+typedef struct gft_identity {
+  uint8_t name_space_id[16]; /* digest of the namespace's record */
+  uint32_t shard;
+  uint64_t position, epoch, payload_bytes;
+  gft_bytes hash;
+  uint8_t parent_link[16], link[16], digest[16];
+} gft_identity;
+/* Seals the payload as the block it was when it was sealed first. `parent.data` NULL at position 0; else that block must be
+ * sealed here with the link that the identity continues. GFT_PRESENT: a block with this very link is sealed. GFT_INVALID: of
+ * another namespace, shard or claim. GFT_MISMATCH: of another payload length. GFT_EPOCH: newer than the writer. GFT_DAMAGED:
+ * its link does not follow from it. GFT_DIGEST, GFT_NO_PARENT, GFT_CHAIN. The claim is over in every case. */
+gft_status gft_claim_seal_as(gft_claim *claim, const gft_identity *identity, gft_bytes parent, int hold);
 gft_status gft_claim_abandon(gft_claim *claim); /* the slot is empty again; safe to repeat */
 void gft_claim_free(gft_claim *claim);          /* abandons an unsealed claim */
 
@@ -154,6 +168,7 @@ gft_status gft_writer_touch(gft_writer *writer, const gft_bytes *hashes, size_t 
 
 gft_status gft_writer_find(gft_writer *writer, gft_bytes hash, gft_bytes parent, gft_read **out);
 void gft_read_info(gft_read *read, uint64_t *slot, uint64_t *address, uint64_t *payload_bytes);
+void gft_read_identity(gft_read *read, gft_identity *out); /* the hash lives as long as the handle */
 /* Reads the whole payload. On GFT_DIGEST the bad block is taken out of the arena, so that it can be stored again. */
 gft_status gft_read_verify(gft_read *read);
 gft_status gft_read_recheck(gft_read *read);

@@ -37,10 +37,22 @@ uint64_t checked_epoch(const Core &core) {
   return epoch;
 }
 
+// Above `now` and above `floor`, which is what blocks that lie elsewhere were sealed in. A jump goes by whole turns of the
+// ring, so that it overwrites the oldest token and not the one that is superseded now.
+uint64_t next_epoch(const Core &core, uint64_t now, uint64_t floor) {
+  if (floor > kMaxEpoch - 2 * kTokens)
+    fail(GFT_INVALID, "arena %s: an epoch above %llu is wanted, the last possible one is %llu; the store that names it is damaged",
+         core.path(), (unsigned long long)floor, (unsigned long long)kMaxEpoch);
+  if (now == 0) return floor + 1;
+  uint64_t next = now + 1;
+  return next > floor ? next : next + (floor - next) / kTokens * kTokens + kTokens;
+}
+
 void refuse_superseded(const Core &core, uint64_t epoch, const uint8_t token[16]) {
-  for (uint64_t old = epoch > kTokens ? epoch - kTokens + 1 : 1; old < epoch; ++old) {
-    TokenRecord record = token_record(core, old);
-    if (names(record, old) && same(record, token))
+  for (uint64_t place = 0; place < kTokens; ++place) {
+    TokenRecord record = token_record(core, place);
+    uint64_t old = record.epoch;
+    if (old > 0 && old < epoch && old % kTokens == place && names(record, old) && same(record, token))
       fail(GFT_FENCED,
            "this engine start opened epoch %llu of arena %s, which is now in epoch %llu: it was replaced; stop "
            "this process",
@@ -56,7 +68,7 @@ LaneRecord lane_record(const Core &core, uint32_t lane) {
 
 }  // namespace
 
-uint64_t begin_epoch(Core &core, const uint8_t token[16], bool takeover) {
+uint64_t begin_epoch(Core &core, const uint8_t token[16], bool takeover, uint64_t floor) {
   core.check_writable();
   AdminLock lock(core);
   uint64_t epoch = checked_epoch(core);
@@ -68,7 +80,7 @@ uint64_t begin_epoch(Core &core, const uint8_t token[16], bool takeover) {
            "process %u writes shard %u of arena %s in epoch %llu; end it, give this engine another arena, or take "
            "over",
            record.pid, record.shard, core.path(), (unsigned long long)epoch);
-  TokenRecord record{epoch + 1, {}, static_cast<uint32_t>(getpid()), 0};
+  TokenRecord record{next_epoch(core, epoch, floor), {}, static_cast<uint32_t>(getpid()), 0};
   std::memcpy(record.token, token, 16);
   record.crc = crc32c(&record, offsetof(TokenRecord, crc));
   std::memcpy(&core.control()->tokens[record.epoch % kTokens], &record, sizeof record);

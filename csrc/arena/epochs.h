@@ -6,8 +6,9 @@
 
 namespace gft {
 
-// The first caller with a token opens a new epoch, later ones join it. GFT_BUSY, GFT_FENCED as the door says.
-uint64_t begin_epoch(Core &core, const uint8_t token[16], bool takeover);
+// The first caller with a token opens a new epoch, later ones join it whatever their floor. GFT_BUSY, GFT_FENCED as the
+// door says; GFT_INVALID for a floor that leaves no room for epochs above it.
+uint64_t begin_epoch(Core &core, const uint8_t token[16], bool takeover, uint64_t floor);
 
 // A lane taken by this process. While `lock` lives, nobody reuses the slots that this lane is writing.
 struct Lane {

@@ -105,26 +105,30 @@ Claimed Writer::reserve(std::string_view hash, uint64_t position, uint64_t spare
 }
 
 Id Writer::publish(const Claimed &claimed, const Digest &payload) {
+  Identity identity{name_space.id, shard, claimed.position,    epoch, core_->geometry().slot_bytes,
+                    claimed.hash,  claimed.parent_link, {}, payload};
   SlotHeader header{};
+  put_identity(identity, header);
+  identity.link = Core::link_of(core_->digest(), header);
+  std::memcpy(header.link, identity.link.data(), 16);
+  seal(claimed, header, true);
+  // Blocks of this name on another parent are of a prefix that was since replaced.
+  Why why;
+  for (const Sealed &old : candidates(*core_, wanted(), claimed.hash, -1, why))
+    if (old.slot != claimed.slot && std::to_array(old.header.parent_link) != claimed.parent_link) drop(old);
+  return identity.link;
+}
+
+void Writer::seal(const Claimed &claimed, SlotHeader header, bool hold) {
   header.generation = claimed.word.generation;
-  header.epoch = epoch;
   header.name_space = name_space.index;
-  header.shard = shard;
-  header.position = claimed.position;
-  header.payload_bytes = core_->geometry().slot_bytes;
-  header.hash_bytes = static_cast<uint32_t>(claimed.hash.size());
-  std::memcpy(header.hash, claimed.hash.data(), claimed.hash.size());
-  std::memcpy(header.name_space_id, name_space.id.data(), 16);
-  std::memcpy(header.parent_link, claimed.parent_link.data(), 16);
-  std::memcpy(header.digest, payload.data(), 16);
-  Id link = Core::link_of(core_->digest(), header);
-  std::memcpy(header.link, link.data(), 16);
   std::memcpy(header.seal, core_->seal_of(claimed.slot, header).data(), 16);
   try {
     check_current();
     core_->write_header(claimed.slot, header);
     core_->stamp(claimed.slot).store(use_stamp(core_->tick(), claimed.position), std::memory_order_relaxed);
-    core_->hold(claimed.slot).store(HoldWord{epoch, claimed.word.generation, 1}.packed(), std::memory_order_relaxed);
+    core_->hold(claimed.slot)
+        .store(HoldWord{epoch, claimed.word.generation, hold ? uint64_t{1} : 0}.packed(), std::memory_order_relaxed);
     uint64_t expected = claimed.word.packed();
     if (!core_->state(claimed.slot)
              .compare_exchange_strong(expected, claimed.word.with(Slot::sealed).packed(), std::memory_order_acq_rel))
@@ -134,11 +138,6 @@ Id Writer::publish(const Claimed &claimed, const Digest &payload) {
     give_up(claimed);
     throw;
   }
-  // Blocks of this name on another parent are of a prefix that was since replaced.
-  Why why;
-  for (const Sealed &old : candidates(*core_, wanted(), claimed.hash, -1, why))
-    if (old.slot != claimed.slot && std::to_array(old.header.parent_link) != claimed.parent_link) drop(old);
-  return link;
 }
 
 void Writer::give_up(const Claimed &claimed) noexcept {
@@ -240,7 +239,8 @@ Claim::~Claim() {
   if (open_ && writer_->core().file().fork_generation == fork_generation()) writer_->give_up(claimed_);
 }
 
-void Claim::seal() {
+template <typename Publish>
+auto Claim::finish(Publish publish) {
   writer_->core().check_alive();
   std::lock_guard lock(mutex_);
   if (!open_) fail(GFT_INVALID, "this claim was sealed or abandoned already; claim again");
@@ -251,7 +251,16 @@ void Claim::seal() {
     writer_->give_up(claimed_);
     throw;
   }
-  writer_->publish(claimed_, writer_->core().payload_digest(claimed_.slot));
+  return publish(writer_->core().payload_digest(claimed_.slot));
+}
+
+void Claim::seal() {
+  finish([this](const Digest &payload) { return writer_->publish(claimed_, payload); });
+}
+
+bool Claim::seal_as(const Identity &identity, const std::string *parent, bool hold) {
+  return finish(
+      [&](const Digest &payload) { return writer_->publish_as(claimed_, identity, parent, payload, hold); });
 }
 
 void Claim::abandon() {

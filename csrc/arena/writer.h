@@ -13,6 +13,7 @@
 #include "chain.h"
 #include "core.h"
 #include "epochs.h"
+#include "identity.h"
 
 namespace gft {
 
@@ -48,6 +49,12 @@ class Writer {
   Claimed reserve(std::string_view hash, uint64_t position, uint64_t spare);
   // Seals with the digest of the payload; returns the new link. On any failure the slot is given up first.
   Id publish(const Claimed &claimed, const Digest &payload);
+  // Seals a block under the identity it had when it was sealed first. `parent` names the block before it, null at position
+  // 0; that one must be sealed here with the link that the identity continues. False when a block with this very link is
+  // sealed already. GFT_INVALID (of another namespace, shard or claim), GFT_MISMATCH, GFT_EPOCH, GFT_DAMAGED (the identity
+  // contradicts itself), GFT_DIGEST, GFT_NO_PARENT, GFT_CHAIN. The slot is given up whenever it is not sealed.
+  bool publish_as(const Claimed &claimed, const Identity &identity, const std::string *parent, const Digest &payload,
+                  bool hold);
   void give_up(const Claimed &claimed) noexcept;
 
   enum class Mark { hold, release, touch };
@@ -66,6 +73,10 @@ class Writer {
  private:
   void check_name(std::string_view hash, bool has_parent, uint64_t position) const;
   std::vector<Sealed> parents(const std::string *parent, uint64_t position) const;
+  SlotHeader checked_header(const Claimed &claimed, const Identity &identity, const std::string *parent,
+                            const Digest &payload) const;
+  // The last steps of both ways to publish; fills in what belongs to the slot. On any failure the slot is given up first.
+  void seal(const Claimed &claimed, SlotHeader header, bool hold);
 
   const std::shared_ptr<Core> core_;
   const uint8_t lane_;
@@ -84,11 +95,15 @@ class Claim {
   Claim(std::shared_ptr<Writer> writer, Writer::Pin pin, Claimed claimed);
   ~Claim();
   void seal();
+  bool seal_as(const Identity &identity, const std::string *parent, bool hold);  // as Writer::publish_as
   void abandon();
   uint64_t slot() const { return claimed_.slot; }
   uint8_t *payload() const { return writer_->core().payload(claimed_.slot); }
 
  private:
+  template <typename Publish>
+  auto finish(Publish publish);
+
   std::mutex mutex_;
   const std::shared_ptr<Writer> writer_;
   const Writer::Pin pin_;

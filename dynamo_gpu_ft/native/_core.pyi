@@ -68,9 +68,10 @@ class Arena:
     def add_namespace(self, record: bytes) -> int:
         """Index of `record` (<= 4096 bytes), adding it if new. Errors: "full", "read_only", "timed_out"."""
     def namespaces(self) -> list[bytes]: ...
-    def begin_epoch(self, token: bytes, *, takeover: bool = False) -> int:
-        """Epoch of the engine start named by the 16-byte `token`: the first caller opens a new one, later callers with the same
-        token join it. "busy" (names the pid) if another token's writer is alive and not `takeover`; "fenced" if the token was superseded."""
+    def begin_epoch(self, token: bytes, *, takeover: bool = False, floor: int = 0) -> int:
+        """Epoch of the engine start named by the 16-byte `token`: the first caller opens a new one above `floor` (the newest epoch of
+        blocks kept outside this arena), later callers with the same token join it whatever their floor.
+        "busy" (names the pid) if another token's writer is alive and not `takeover`; "fenced" if the token was superseded."""
     def attach_writer(
         self, *, shard: int, token: bytes, namespace: int, takeover: bool = False
     ) -> Writer:
@@ -118,17 +119,49 @@ class Writer:
         """A sealed block for reading. Errors: "not_found", "chain", "epoch"."""
     def close(self) -> None: ...
 
+class Identity:
+    """What a block is for life, wherever it lies: all that its link was made from. Ids, links and digests have 16 bytes."""
+
+    def __init__(
+        self,
+        *,
+        namespace_id: bytes,
+        shard: int,
+        position: int,
+        epoch: int,
+        payload_bytes: int,
+        block_hash: bytes,
+        parent_link: bytes,
+        link: bytes,
+        digest: bytes,
+    ) -> None: ...
+    namespace_id: bytes
+    shard: int
+    position: int
+    epoch: int
+    payload_bytes: int
+    block_hash: bytes
+    parent_link: bytes
+    link: bytes
+    digest: bytes
+
 class Claim:
     slot: int
     address: int  # of the slot's payload inside the mapping
     def seal(self) -> None:
         """Digests the payload in place, writes link and seal, publishes by one release-store."""
+    def seal_as(self, identity: Identity, *, parent_hash: bytes | None, hold: bool = True) -> bool:
+        """Seals the payload as the block it was when it was sealed first; False when that very block is sealed already.
+
+        Errors: "invalid" (of another namespace, shard or claim), "mismatch", "epoch" (newer than the writer), "damaged" (its link does
+        not follow from it), "digest", "no_parent", "chain" (the parent here is not the one it continues). The claim is over then."""
     def abandon(self) -> None: ...
 
 class Read:
     slot: int
     address: int
     payload_bytes: int
+    identity: Identity
     def verify(self) -> None:
         """Digest of the payload and re-check of the generation. Errors: "digest" (the block is dropped, so that it can be stored again), "changed"."""
     def recheck(self) -> None:

@@ -92,7 +92,7 @@ static void go_on_working(gft_arena *arena, gft_writer *writer, Random &random) 
     gft_read_free(read);
   }
   uint64_t epoch = 0, token[2] = {random(), random()};
-  (void)gft_arena_begin_epoch(arena, reinterpret_cast<uint8_t *>(token), 1, &epoch);
+  (void)gft_arena_begin_epoch(arena, reinterpret_cast<uint8_t *>(token), 1, 0, &epoch);
   gft_writer *other = nullptr;
   if (gft_arena_attach(arena, 3, reinterpret_cast<uint8_t *>(token), 0, 0, &other) == GFT_OK) gft_writer_free(other);
   gft_ledger *ledger = nullptr;
@@ -115,7 +115,7 @@ int main(int argc, char **argv) {
   uint32_t index = 9;
   uint64_t epoch = 0;
   CHECK(gft_arena_add_namespace(test.arena, bytes_of("model"), &index) == GFT_OK && index == 0);
-  CHECK(gft_arena_begin_epoch(test.arena, token, 0, &epoch) == GFT_OK && epoch == 1);
+  CHECK(gft_arena_begin_epoch(test.arena, token, 0, 0, &epoch) == GFT_OK && epoch == 1);
   gft_writer *writer = nullptr;
   CHECK(gft_arena_attach(test.arena, 0, token, 0, 0, &writer) == GFT_OK);
   gft_ledger *ledger = nullptr;

@@ -70,7 +70,7 @@ int main(int argc, char **argv) {
   uint32_t index;
   uint64_t epoch;
   CHECK(gft_arena_add_namespace(test.arena, bytes_of("model"), &index) == GFT_OK);
-  CHECK(gft_arena_begin_epoch(test.arena, kToken, 0, &epoch) == GFT_OK);
+  CHECK(gft_arena_begin_epoch(test.arena, kToken, 0, 0, &epoch) == GFT_OK);
   std::vector<pid_t> children;
   for (uint32_t shard = 0; shard < 2; ++shard) {
     children.push_back(in_child([&] { evict(test.path, 100 + shard, end); }));

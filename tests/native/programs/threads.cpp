@@ -141,7 +141,7 @@ int main(int argc, char **argv) {
   uint32_t index;
   uint64_t epoch;
   CHECK(gft_arena_add_namespace(test.arena, bytes_of("model"), &index) == GFT_OK);
-  CHECK(gft_arena_begin_epoch(test.arena, token, 0, &epoch) == GFT_OK);
+  CHECK(gft_arena_begin_epoch(test.arena, token, 0, 0, &epoch) == GFT_OK);
   gft_writer *writers[kRanks];
   gft_arena *views[kRanks];  // the second rank has a mapping of its own, as another process would
   for (uint64_t rank = 0; rank < kRanks; ++rank) {
@@ -161,8 +161,8 @@ int main(int argc, char **argv) {
 
   // The next engine takes over while the old writers still exist.
   const auto *next = reinterpret_cast<const uint8_t *>("fedcba9876543210");
-  CHECK(gft_arena_begin_epoch(test.arena, next, 0, &epoch) == GFT_BUSY);
-  CHECK(gft_arena_begin_epoch(test.arena, next, 1, &epoch) == GFT_OK && epoch == 2);
+  CHECK(gft_arena_begin_epoch(test.arena, next, 0, 0, &epoch) == GFT_BUSY);
+  CHECK(gft_arena_begin_epoch(test.arena, next, 1, 0, &epoch) == GFT_OK && epoch == 2);
   std::thread stale(claim_and_seal, writers[0], 0, 2);
   gft_writer *fresh = nullptr;
   CHECK(gft_arena_attach(test.arena, 0, next, 0, 0, &fresh) == GFT_OK);
