@@ -1,11 +1,13 @@
 """Layouts as data: every physical order vLLM uses, and what is refused."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
 from dynamo_gpu_ft.errors import NotProtected
-from dynamo_gpu_ft.kv.layout import describe
+from dynamo_gpu_ft.kv.geometry import LayerRun, Opaque, ShardLayout
+from dynamo_gpu_ft.kv.layout import Facts, describe
 
 
 @dataclass
@@ -95,3 +97,85 @@ def test_the_fingerprint_does_not_depend_on_how_many_blocks_there_are() -> None:
     small = describe({"l0": FakeTensor((16, 3, 32, 128))}, 16).fingerprint
     assert small == describe({"l0": FakeTensor((99, 3, 32, 128))}, 99).fingerprint
     assert small != describe({"l0": FakeTensor((16, 6, 32, 64))}, 16).fingerprint
+
+
+def facts(**how: Any) -> Facts:
+    return Facts(
+        **{
+            "axes": "BHNC",
+            "block_tokens": 32,
+            "heads": 6,
+            "tp": 2,
+            "dtype": "bf16",
+            "parts": (("k", 64), ("v", 64)),
+            "inner": "rows",
+            **how,
+        }
+    )
+
+
+def geometry(shape: tuple[int, ...], strides: tuple[int, ...] | None = None, **how: Any) -> Any:
+    tensors = {f"l{i}": FakeTensor(shape, strides, (1 + i) << 24) for i in range(2)}
+    return describe(tensors, 16, facts(**how)).geometry
+
+
+def orders(found: Any) -> tuple[str, ...]:
+    assert isinstance(found, ShardLayout), found
+    return tuple(part.order for part in found.parts)
+
+
+def test_the_order_of_heads_and_tokens_is_read_from_the_strides() -> None:
+    assert orders(geometry((16, 3, 32, 128))) == ("PHNSD", "PHNSD")
+    by_token = geometry((16, 3, 32, 128), (3 * 32 * 128, 128, 3 * 128, 1))
+    assert orders(by_token) == ("PNHSD", "PNHSD")
+    assert by_token.payload_bytes == 2 * 3 * 32 * 128 * 2
+    assert by_token.layers == (LayerRun("l{}", 0, 2),)
+
+
+def test_kernel_blocks_planes_and_latents_are_described() -> None:
+    assert geometry((64, 3, 8, 128)).piece_tokens == 8
+    planes = geometry((2, 16, 32, 3, 64), axes="SBNHD")
+    assert orders(planes) == ("SPNHD", "SPNHD")
+    assert orders(geometry((16, 2, 32, 3, 64), axes="BSNHD")) == ("PSNHD", "PSNHD")
+    latent = geometry((16, 1, 32, 576), heads=1, parts=(("latent", 576),))
+    assert orders(latent) == ("PHND",)
+    assert latent.head_range(1) == (0, 1)
+
+
+def test_an_order_that_only_a_kernel_knows_makes_cells() -> None:
+    assert orders(geometry((16, 3, 32, 128), inner="k_columns")) == ("PHSDN", "PHSND")
+    cell = geometry((16, 3, 32, 128), inner="cell:kernel.amx")
+    assert orders(cell) == ("PHX",)
+    assert cell.cell == "kernel.amx"
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "how", "reason"),
+    [
+        ((16, 3, 32, 100), None, {}, "content is not what"),
+        ((16, 4, 32, 128), None, {}, "share of the heads"),
+        ((16, 3, 16, 128), None, {}, "make up one block"),
+        ((16, 3, 32, 128), (3 * 32 * 128, 32 * 128, 1, 32), {}, "lie together"),
+        ((16, 3, 32, 128), (3 * 32 * 128, 128, 384, 1), {"inner": "k_columns"}, "not apart"),
+        ((16, 3, 32, 128), (3 * 32 * 128, 128, 384, 1), {"inner": "cell:x"}, "not apart"),
+        ((16, 3, 32, 128), None, {"inner": "swizzled"}, "swizzled"),
+        ((16, 3 * 32, 128), None, {}, "dimensions"),
+        ((16, 32, 2, 3, 64), None, {"axes": "BNSHD"}, "interleaved"),
+    ],
+)
+def test_what_cannot_be_known_for_certain_is_opaque_and_still_snapshotted(
+    shape: tuple[int, ...], strides: tuple[int, ...] | None, how: dict[str, Any], reason: str
+) -> None:
+    tensors = {"l0": FakeTensor(shape, strides)}
+    found = describe(tensors, 16, facts(**how))
+    assert isinstance(found.geometry, Opaque)
+    assert reason in found.geometry.why
+    assert found.block_bytes > 0
+
+
+def test_layers_that_differ_are_opaque() -> None:
+    tensors = {"a": FakeTensor((16, 3, 32, 128)), "b": FakeTensor((16, 3, 32, 64), address=9 << 24)}
+    assert isinstance(describe(tensors, 16, facts()).geometry, Opaque)
+    by_token = FakeTensor((16, 3, 32, 128), (3 * 32 * 128, 128, 3 * 128, 1), address=9 << 24)
+    mixed = describe({"a": FakeTensor((16, 3, 32, 128)), "b": by_token}, 16, facts())
+    assert isinstance(mixed.geometry, Opaque)

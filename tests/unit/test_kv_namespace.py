@@ -50,3 +50,14 @@ def test_weights_are_told_apart_by_a_changed_byte_in_a_sample_and_by_size(tmp_pa
     weights.write_bytes(b"\1" + bytes(299_999))
     assert len({first, longer, weights_id(tmp_path)}) == 3
     assert weights_id(tmp_path / "nowhere") == ""
+
+
+def test_a_record_is_found_by_engine_and_placement_together() -> None:
+    records = [
+        encode(ENGINE, ["a"], placement={"tp": 2}),
+        encode(ENGINE, ["a"], placement={"tp": 1}),
+    ]
+    assert find(records, ENGINE, {"tp": 2}) == 0
+    assert find(records, ENGINE, {"tp": 1}) == 1
+    assert find(records, ENGINE, {"tp": 4}) is None
+    assert find(records, ENGINE) is None

@@ -86,7 +86,7 @@ class GpuFtConnector(KVConnectorBase_V1):
         identity, config = self._identity, self._config
         assert identity is not None
         opened = arena.open_existing(Path(config.arena_path))
-        found = namespace.find(opened.namespaces(), identity.engine)
+        found = namespace.find(opened.namespaces(), identity.engine, identity.placement)
         if found is None:
             raise NotProtected(
                 "no worker of this engine has registered its KV layout",

@@ -9,16 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dynamo_gpu_ft.engines.vllm import compat
+from dynamo_gpu_ft.engines.vllm import compat, tensors
 from dynamo_gpu_ft.errors import NotProtected
 from dynamo_gpu_ft.kv import namespace
+from dynamo_gpu_ft.kv.geometry import Opaque
+from dynamo_gpu_ft.kv.layout import Facts
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """`engine` goes into the namespace record; `part` names the arena of one data-parallel rank."""
+    """`engine` and `placement` go into the namespace record: which KV values, and how they are cut up. `facts` describe the
+    tensors (known in workers only); `part` names the arena of one data-parallel rank."""
 
     engine: dict[str, Any]
+    placement: dict[str, Any]
+    facts: Facts | Opaque
     engine_id: str
     shards: tuple[int, ...]
     block_size: int
@@ -75,16 +80,20 @@ def identify(vllm_config: Any, kv_cache_config: Any) -> Identity:
         "dtype": str(model.dtype),
         "cache_dtype": str(cache.cache_dtype),
         "spec": type(spec).__name__,
+        "hash": compat.hash_algorithm(vllm_config),
+        "rope": str(getattr(model.hf_text_config, "rope_parameters", None)),
+    }
+    placement = {
         "block_size": int(spec.block_size),
         "page_bytes": int(spec.page_size_bytes),
         "kv_layout": compat.kv_layout(kv_cache_config),
-        "hash": compat.hash_algorithm(vllm_config),
         "tensor_parallel": tp,
-        "rope": str(getattr(model.hf_text_config, "rope_parameters", None)),
     }
     transfer = vllm_config.kv_transfer_config
     return Identity(
         engine=engine,
+        placement=placement,
+        facts=tensors.facts(vllm_config, groups[0]),
         engine_id=str(transfer.engine_id),
         shards=tuple(range(tp)),
         block_size=int(spec.block_size),

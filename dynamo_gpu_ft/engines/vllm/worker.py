@@ -44,7 +44,7 @@ class WorkerHalf:
         """Opens the arena and this shard's writer. Blocks for the arena's allocation when this rank is first.
 
         Raises `NotProtected` or `ArenaError`."""
-        described = layout.describe(tensors, identity.num_blocks)
+        described = layout.describe(tensors, identity.num_blocks, identity.facts)
         opened = arena.open_or_create(
             Path(config.arena_path), slot_bytes=described.block_bytes, config=config
         )
@@ -53,7 +53,12 @@ class WorkerHalf:
             opened,
             shard=shard,
             engine_id=identity.engine_id,
-            record=namespace.encode(identity.engine, described.fingerprint),
+            record=namespace.encode(
+                identity.engine,
+                described.fingerprint,
+                placement=identity.placement,
+                geometry=described.geometry,
+            ),
             takeover=config.takeover,
         )
         port = port_of("worker", config.metrics_port, rank=shard)
