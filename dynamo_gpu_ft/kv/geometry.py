@@ -15,7 +15,7 @@ from dynamo_gpu_ft.errors import NotProtected
 #: kernel block, D: element of the part, X: all bytes of a (kernel block, head) whose inner order nobody but the kernel knows.
 AXES = frozenset("PHSNDX")
 
-_LIMITS = {"block_tokens": 1 << 20, "piece_tokens": 1 << 20, "heads": 1 << 16, "tp": 1 << 16}
+_LIMITS = {"block_tokens": 1 << 16, "piece_tokens": 1 << 16, "heads": 1 << 16, "tp": 1 << 16}
 _MAX_LAYERS, _MAX_WIDTH, _MAX_PAYLOAD = 1 << 14, 1 << 20, 1 << 36
 
 

@@ -14,6 +14,8 @@ import pytest
 from harness import CONNECTOR, OfflineEngine, prompt
 
 from dynamo_gpu_ft import native
+from dynamo_gpu_ft.kv import namespace
+from dynamo_gpu_ft.kv.geometry import ShardLayout
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 
@@ -112,6 +114,16 @@ def test_kv_of_a_killed_process_is_loaded_and_damaged_kv_is_recomputed_and_repla
         reply = engine.run(PROMPTS)
     assert reply["tokens"] == expected
     assert reply["cached"] == [WHOLE, WHOLE], "recomputed blocks replace the damaged ones"
+
+
+def test_the_namespace_says_where_each_element_of_the_engines_kv_lies(saved: Path) -> None:
+    (record,) = native.load().Arena.open(str(saved), read_only=True).namespaces()
+    layout = namespace.layout_of(record)
+    assert isinstance(layout, ShardLayout)
+    assert (layout.block_tokens, layout.tp, layout.itemsize) == (32, 1, 4)
+    assert layout.payload_bytes == native.load().Arena.open(str(saved), read_only=True).slot_bytes
+    # float32 on a CPU: K of a kernel block by columns, V by rows, head by head.
+    assert [part.order for part in layout.parts] == ["PHSDN", "PHSND"]
 
 
 def test_a_full_arena_keeps_serving_and_keeps_answers_right(

@@ -85,7 +85,7 @@ def test_heads_are_dealt_out_in_order_and_shared_by_neighbours_when_there_are_to
         ({"parts": (Part("k", 64, "PNHSD"), Part("v", 64, "PHNSD"))}, "same axes before S"),
         ({"parts": (Part("k", 64, "PNHD"),), "cell": "x"}, "axes"),
         ({"parts": (Part("k", 64, "PPHD"),)}, "axes"),
-        ({"block_tokens": 1 << 20, "heads": 1 << 16, "tp": 1}, "payload"),
+        ({"block_tokens": 1 << 16, "heads": 1 << 16, "tp": 1}, "payload"),
     ],
 )
 def test_what_no_payload_can_be_is_refused_with_the_rule(change: dict[str, Any], rule: str) -> None:
