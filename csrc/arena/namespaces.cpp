@@ -28,7 +28,7 @@ std::vector<uint8_t> Core::namespace_bytes(uint32_t index) const {
     fail(GFT_INVALID, "arena %s has no namespace %u, only %u; add it first", path(), index, namespace_count());
   NamespaceRecord copy;
   std::memcpy(&copy, namespace_record(index), sizeof copy);
-  if (copy.bytes > kNamespaceBytes || copy.crc != record_crc(copy.bytes, copy.record))
+  if (copy.bytes == 0 || copy.bytes > kNamespaceBytes || copy.crc != record_crc(copy.bytes, copy.record))
     fail(GFT_DAMAGED, "arena %s is damaged: the checksum of namespace %u does not hold; remove it", path(), index);
   return {copy.record, copy.record + copy.bytes};
 }

@@ -17,7 +17,7 @@ FLAGS_tsan := -O1 -fsanitize=thread -Wno-tsan
 
 # Only the digests know how they were built; everything else is compiled once per variant.
 core = $(patsubst $(ROOT)/csrc/%.cpp,$(OUT)/$(1)/%.o,$(filter-out $(ROOT)/csrc/digest/%,$(SOURCES))) \
-       $(patsubst $(ROOT)/csrc/%.cpp,$(OUT)/$(1)-$(DIGEST)/%.o,$(filter $(ROOT)/csrc/digest/%,$(SOURCES)))
+       $(patsubst $(ROOT)/csrc/%.cpp,$(OUT)/$(or $(DIGESTS_OF_$(1)),$(1))-$(DIGEST)/%.o,$(filter $(ROOT)/csrc/digest/%,$(SOURCES)))
 
 # $(1) variant, $(2) compiler, $(3) flags for linking a program only, $(4) more sources of every program
 define variant

@@ -225,3 +225,13 @@ def test_importing_the_package_of_the_core_loads_nothing(make_arena: Callable[..
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert out.stdout.strip() == "False"
+
+
+def test_a_namespace_record_without_a_byte_is_damage_even_under_a_fitting_checksum(
+    arena: Any,
+) -> None:
+    arena.add_namespace(b"model")
+    with open(arena.path, "r+b") as file:
+        file.seek(5 * 4096)  # the first record: length, checksum
+        file.write(bytes(4) + bytes.fromhex("c74b6748"))  # CRC32C of four zero bytes
+    assert code_of(arena.namespaces) == "damaged"
