@@ -24,6 +24,7 @@ from dynamo_gpu_ft.errors import GpuFtError  # noqa: E402
 RESULTS = ROOT / "bench" / "results"
 QUESTIONS = {
     "arena_copy": "how fast blocks go into the arena and back, digest on, beside memcpy",
+    "digest": "how fast payloads are digested, beside reading them and beside other checksums",
     "vllm_overhead": "what the connector costs vLLM in throughput",
     "vllm_restore": "time to the first token after a restart, KV restored beside prefilled again",
     "vllm_recovery": "how long a recovery takes, by phase, and how often bfloat16 streams are identical",

@@ -39,16 +39,29 @@ std::vector<std::string> bytes_of(const py::sequence &many) {
 
 namespace {
 
-py::bytes digest(const py::buffer &data) {
+py::list digest_kinds() {
+  py::list out;
+  const char *name = nullptr, *variant = nullptr;
+  for (size_t i = 0; gft_digest_kind(i, &name, &variant) == GFT_OK; ++i) out.append(py::make_tuple(name, variant));
+  return out;
+}
+
+py::bytes digest(const py::buffer &data, std::optional<size_t> kind) {
   py::buffer_info info = data.request();
   py::ssize_t expected = info.itemsize;
   for (auto i = info.ndim; i-- > 0; expected *= info.shape[static_cast<size_t>(i)])
     if (info.strides[static_cast<size_t>(i)] != expected) throw py::value_error("digest needs contiguous data");
   uint8_t out[16];
+  gft_status status = GFT_OK;
   {
     py::gil_scoped_release released;
-    gft_digest(info.ptr, static_cast<size_t>(info.size * info.itemsize), out);
+    auto bytes = static_cast<size_t>(info.size * info.itemsize);
+    if (kind)
+      status = gft_digest_by(*kind, info.ptr, bytes, out);
+    else
+      gft_digest(info.ptr, bytes, out);
   }
+  check(status);
   return {reinterpret_cast<const char *>(out), sizeof out};
 }
 
@@ -75,7 +88,8 @@ PYBIND11_MODULE(_core, module) {
   module.attr("VERSION") = gft_version();
   module.attr("DIGEST") = gft_digest_name();
   module.def("build_info", build_info);
-  module.def("digest", digest, py::arg("data"));
+  module.def("digest", digest, py::arg("data"), py::arg("kind") = py::none());
+  module.def("digest_kinds", digest_kinds);
   bind_arena(module);
   bind_writer(module);
   bind_copy(module);

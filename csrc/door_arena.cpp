@@ -45,6 +45,28 @@ void gft_digest(const void *data, size_t bytes, uint8_t out[16]) {
   std::memcpy(out, gft::preferred_digest().of(data, bytes).data(), 16);
 }
 
+namespace {
+
+const gft::DigestAlgorithm &digest_kind(size_t number) {
+  auto all = gft::all_digests();
+  if (number >= all.size())
+    gft::fail(GFT_NOT_FOUND, "there is no digest number %zu, only %zu; count from 0", number, all.size());
+  return *all[number];
+}
+
+}  // namespace
+
+gft_status gft_digest_kind(size_t number, const char **name, const char **variant) {
+  return behind_wall([&] {
+    *name = digest_kind(number).name;
+    *variant = digest_kind(number).variant;
+  });
+}
+
+gft_status gft_digest_by(size_t number, const void *data, size_t bytes, uint8_t out[16]) {
+  return behind_wall([&] { std::memcpy(out, digest_kind(number).of(data, bytes).data(), 16); });
+}
+
 gft_status gft_arena_create(const char *path, const gft_geometry *geometry, int or_open, gft_arena **out) {
   return behind_wall([&] {
     auto wanted = gft::Geometry::of(geometry->slot_bytes, geometry->slots, geometry->ledger_bytes);

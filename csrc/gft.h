@@ -50,6 +50,9 @@ const char *gft_digest_name(void);    /* "xxh3_128" or "crc32c" */
 const char *gft_digest_variant(void); /* which instructions this machine uses for it, e.g. "avx512" */
 const char *gft_xxhash_version(void); /* "0.8.1", or "absent" when built without it */
 void gft_digest(const void *data, size_t bytes, uint8_t out[16]);
+/* All that this build and this processor have, by number from 0; GFT_NOT_FOUND ends it. Instructions never change values. */
+gft_status gft_digest_kind(size_t number, const char **name, const char **variant);
+gft_status gft_digest_by(size_t number, const void *data, size_t bytes, uint8_t out[16]);
 
 typedef struct gft_bytes {
   const uint8_t *data;

@@ -33,6 +33,19 @@ const DigestAlgorithm *find_digest(const char *name) {
   return nullptr;
 }
 
+std::vector<const DigestAlgorithm *> all_digests() {
+  std::vector<const DigestAlgorithm *> out{&crc32c_digest()};
+#ifdef GFT_HAVE_XXHASH
+  out.push_back(&xxh3_base());
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2")) out.push_back(&xxh3_avx2());
+  if (__builtin_cpu_supports("avx512f")) out.push_back(&xxh3_avx512());
+#endif
+#endif
+  return out;
+}
+
 const DigestAlgorithm &preferred_digest() {
 #ifdef GFT_HAVE_XXHASH
   return *find_digest("xxh3_128");

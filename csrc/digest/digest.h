@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 namespace gft {
 
@@ -35,6 +36,8 @@ struct DigestAlgorithm {
 
 // By the name in a header; null when this build does not have it.
 const DigestAlgorithm *find_digest(const char *name);
+// Every algorithm on every instruction set that this build and this processor have.
+std::vector<const DigestAlgorithm *> all_digests();
 // What new arenas are made with: XXH3-128 when built with it, else CRC32C.
 const DigestAlgorithm &preferred_digest();
 const char *xxhash_version();

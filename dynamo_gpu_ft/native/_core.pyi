@@ -16,8 +16,11 @@ VERSION: Final[str]
 DIGEST: Final[str]  # "xxh3_128" or "crc32c": what new arenas are made with
 
 def build_info() -> dict[str, str]: ...
-def digest(data: bytes | memoryview) -> bytes:
-    """16-byte digest of `data` with `DIGEST`."""
+def digest(data: bytes | memoryview, kind: int | None = None) -> bytes:
+    """16-byte digest of `data` with `DIGEST`, or with one of `digest_kinds` by its number ("not_found" beyond them)."""
+
+def digest_kinds() -> list[tuple[str, str]]:
+    """(name, instructions) of every digest that this build and this processor have. Instructions never change a value."""
 
 class SlotInfo:
     slot: int

@@ -62,3 +62,15 @@ def test_errors_carry_their_code() -> None:
     with pytest.raises(core.CoreError) as caught:
         core.Arena.open("/nonexistent/arena")
     assert caught.value.code == "not_found"
+
+
+def test_instruction_sets_never_change_a_digest() -> None:
+    data = bytes(range(256)) * 40
+    by_name: dict[str, set[bytes]] = {}
+    for kind, (name, _) in enumerate(core.digest_kinds()):
+        by_name.setdefault(name, set()).add(core.digest(data, kind))
+    assert all(len(values) == 1 for values in by_name.values())
+    assert by_name[core.DIGEST] == {core.digest(data)}
+    with pytest.raises(core.CoreError) as caught:
+        core.digest(data, len(core.digest_kinds()))
+    assert caught.value.code == "not_found"
