@@ -94,4 +94,5 @@ PYBIND11_MODULE(_core, module) {
   bind_writer(module);
   bind_copy(module);
   bind_ledger(module);
+  bind_relayout(module);
 }

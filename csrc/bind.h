@@ -71,5 +71,6 @@ void bind_arena(py::module_ &module);
 void bind_writer(py::module_ &module);
 void bind_copy(py::module_ &module);
 void bind_ledger(py::module_ &module);
+void bind_relayout(py::module_ &module);
 
 }  // namespace bind

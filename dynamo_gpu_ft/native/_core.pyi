@@ -227,3 +227,76 @@ class Ledger:
 class LedgerRecords:
     records: list[tuple[int, bytes]]
     end: str  # "clean" | "torn" (bytes after the last whole record do not form one)
+
+class StridedCopy:
+    """Runs of `bytes` from source payload `source`, for every step along `dims` (count, bytes apart there, bytes apart here),
+    outermost first, at most five."""
+
+    def __init__(
+        self,
+        source: int,
+        start: int,
+        to: int,
+        dims: Sequence[tuple[int, int, int]],
+        bytes: int,
+    ) -> None: ...
+
+class Relayout:
+    """A checked plan. "invalid" unless the copies stay inside their payloads and write each target byte exactly once."""
+
+    def __init__(
+        self, copies: Sequence[StridedCopy], source_bytes: Sequence[int], target_bytes: int
+    ) -> None: ...
+    source_bytes: list[int]
+    target_bytes: int
+    def run(
+        self,
+        sources: Sequence[bytes | bytearray | memoryview],
+        target: bytearray | memoryview,
+    ) -> None:
+        """Converts contiguous buffers of exactly the plan's sizes. "invalid" for others."""
+    def ranges(self, source: int) -> list[tuple[int, int]]:
+        """(begin, bytes) of what `run` reads of a source payload: merged, in order."""
+
+class Target:
+    """A block to make, and the names of the source blocks it is made of, in order."""
+
+    def __init__(
+        self,
+        block_hash: bytes,
+        parent_hash: bytes | None,
+        position: int,
+        source_hashes: Sequence[bytes],
+    ) -> None: ...
+
+class Converted:
+    # per target: "ok" (sealed and held) | "present" | why it and all after it ("chain") were not made: "not_found" |
+    # "digest" | "changed" | "epoch" | "damaged" | "full" | "fenced" | "cancelled" | "timed_out" | ...
+    statuses: list[str]
+    bytes: int  # of targets sealed
+    seconds: float
+    detail: str  # text of the first failure, "" when there was none
+
+class Converter:
+    """Makes blocks of `writer`'s shard of sealed blocks of another layout, found in `source` under `namespace` and sealed
+    there no later than `max_epoch`. Target block p goes through `phases[p % len(phases)]`; see kv/relayout.py.
+
+    "invalid" or "mismatch" when plans, source and writer do not fit each other."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        source: Arena,
+        *,
+        namespace: int,
+        max_epoch: int,
+        shards: Sequence[int],
+        phases: Sequence[Relayout],
+    ) -> None: ...
+    def convert(
+        self, targets: Sequence[Target], *, source_parent: bytes | None, timeout: float
+    ) -> Converted:
+        """Converts consecutive blocks of one prefix, in this thread. Every source byte is verified before it is used; a block is
+        sealed whole or not at all; the first failure ends the prefix. "invalid" (nothing done), "busy" (one call at a time)."""
+    def cancel(self) -> None:
+        """From any thread: a convert under way stops before its next block ("cancelled")."""
