@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 def compiled(relayout: Relayout) -> list[_core.Relayout]:
     """The plan's phases in the native core, which checks every offset once more. Linear in the payload's bytes."""
     core = native.load()
-    payloads = [relayout.source_bytes] * (
-        relayout.sources_per_target * len(relayout.source_shards)
-    )
+    payloads = [relayout.source_bytes] * (relayout.sources_per_target * len(relayout.source_shards))
     return [
         core.Relayout(
             [core.StridedCopy(c.source, c.start, c.to, c.dims, c.bytes) for c in copies],

@@ -384,7 +384,9 @@ def test_plans_that_do_not_fit_the_arenas_are_refused(world: World) -> None:
     assert code_of(core.Converter, made.writer, world.arena, **how, phases=whole) == "invalid"
 
 
-def test_a_prefix_is_converted_by_names_alone(make_arena: Any, make_writer: Any, rng: random.Random) -> None:
+def test_a_prefix_is_converted_by_names_alone(
+    make_arena: Any, make_writer: Any, rng: random.Random
+) -> None:
     world = World(make_arena, make_writer, rng, SOURCE)
     record = namespace.encode({"model": "m"}, ["x"], geometry=SOURCE)
     found = world.arena.add_namespace(record)
