@@ -26,6 +26,10 @@ class Core(Protocol):
     Layout: type[_core.Layout]
     Block: type[_core.Block]
     CopyEngine: type[_core.CopyEngine]
+    StridedCopy: type[_core.StridedCopy]
+    Relayout: type[_core.Relayout]
+    Target: type[_core.Target]
+    Converter: type[_core.Converter]
 
     def build_info(self) -> dict[str, str]: ...
     def digest(self, data: bytes | memoryview) -> bytes: ...
