@@ -25,6 +25,7 @@ RESULTS = ROOT / "bench" / "results"
 QUESTIONS = {
     "arena_copy": "how fast blocks go into the arena and back, digest on, beside memcpy",
     "digest": "how fast payloads are digested, beside reading them and beside other checksums",
+    "relayout": "how fast KV of one layout becomes KV of another, beside memcpy",
     "vllm_overhead": "what the connector costs vLLM in throughput",
     "vllm_restore": "time to the first token after a restart, KV restored beside prefilled again",
     "vllm_recovery": "how long a recovery takes, by phase, and how often bfloat16 streams are identical",

@@ -12,9 +12,10 @@ namespace gft {
 namespace {
 
 constexpr uint64_t kLine = 64;
-// Targets that are larger than what the second-level cache keeps are written past the caches.
-constexpr uint64_t kStreamingTarget = uint64_t{1} << 20;
-constexpr uint64_t kAhead = 4;
+// Targets that fill a good part of the second-level cache are written past the caches.
+constexpr uint64_t kStreamingTarget = uint64_t{256} << 10;
+// The processor itself looks ahead within a page at most; runs that are far apart are asked for this many bytes before.
+constexpr uint64_t kAheadBytes = 2048, kAskedFor = 4096;
 
 struct Row {  // the innermost dimension
   uint64_t count, from_stride, to_stride, bytes;
@@ -44,11 +45,13 @@ void line_past_caches(const uint8_t *from, uint8_t *to) {
 
 // Whole lines at addresses of whole lines.
 void streaming(const Row &row, const uint8_t *from, uint8_t *to) {
+  uint64_t rows_ahead = row.bytes < kAheadBytes ? kAheadBytes / row.bytes : 1;
+  bool ask = row.bytes <= kAskedFor;
   for (uint64_t i = 0; i < row.count; ++i, from += row.from_stride, to += row.to_stride) {
     // A hint: an address behind the end does no harm.
-    auto ahead = reinterpret_cast<const char *>(reinterpret_cast<uintptr_t>(from) + kAhead * row.from_stride);
+    auto ahead = reinterpret_cast<const char *>(reinterpret_cast<uintptr_t>(from) + rows_ahead * row.from_stride);
     for (uint64_t at = 0; at < row.bytes; at += kLine) {
-      if (row.bytes <= 8 * kLine) _mm_prefetch(ahead + at, _MM_HINT_NTA);
+      if (ask) _mm_prefetch(ahead + at, _MM_HINT_NTA);
       line_past_caches(from + at, to + at);
     }
   }
@@ -77,6 +80,7 @@ Inner inner_for(uint64_t bytes) {
     case 64: return fixed<64>;
     case 128: return fixed<128>;
     case 256: return fixed<256>;
+    case 512: return fixed<512>;
     default: return any;
   }
 }

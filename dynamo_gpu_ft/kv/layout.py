@@ -135,6 +135,11 @@ def describe(
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
+        if isinstance(tensor, (list, tuple)):
+            value = f"{len(tensor)} tensors"
+            raise _refuse(
+                name, value, "one tensor per layer: state-space state is not KV of tokens"
+            )
         address = int(tensor.data_ptr())
         if address in seen:
             continue
@@ -149,6 +154,7 @@ def describe(
         shapes[name] = (inner, strides, size)
     if not regions:
         raise _refuse("(none)", "no tensors", "the engine registers at least one KV tensor")
+    _refuse_hybrids(shapes)
     if facts is None:
         return BlockLayout(tuple(regions), tuple(fingerprint))
     geometry = facts if isinstance(facts, Opaque) else geometry_of(shapes, facts)
@@ -160,15 +166,23 @@ def describe(
     return BlockLayout(tuple(regions), tuple(fingerprint), geometry)
 
 
+def _refuse_hybrids(shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], int]]) -> None:
+    """Layers of several kinds have block tables of their own: one block id would not mean the same tokens in all of them."""
+    (first, (shape, _, size)), *others = shapes.items()
+    for name, (other, _, other_size) in others:
+        if (other, other_size) != (shape, size):
+            value = f"blocks of {other} elements of {other_size} bytes"
+            raise _refuse(name, value, f"as in layer {first}: {shape} of {size} bytes")
+
+
 def geometry_of(
     shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], int]], facts: Facts
 ) -> ShardLayout | Opaque:
     """The convertible layout of tensors of (shape per block, strides, item size), or why there is none."""
     kinds = {_orders(shape, strides, facts) for shape, strides, _ in shapes.values()}
-    sizes = {size for _, _, size in shapes.values()}
-    if len(kinds) != 1 or len(sizes) != 1:
-        return Opaque("its layers differ in shape, order or element size")
-    found, itemsize = kinds.pop(), sizes.pop()
+    if len(kinds) != 1:
+        return Opaque("its layers differ in order")
+    found, itemsize = kinds.pop(), next(size for _, _, size in shapes.values())
     if isinstance(found, str):
         return Opaque(found)
     piece_tokens, orders = found

@@ -173,9 +173,23 @@ def test_what_cannot_be_known_for_certain_is_opaque_and_still_snapshotted(
     assert found.block_bytes > 0
 
 
-def test_layers_that_differ_are_opaque() -> None:
-    tensors = {"a": FakeTensor((16, 3, 32, 128)), "b": FakeTensor((16, 3, 32, 64), address=9 << 24)}
-    assert isinstance(describe(tensors, 16, facts()).geometry, Opaque)
+def test_layers_of_another_order_are_opaque() -> None:
     by_token = FakeTensor((16, 3, 32, 128), (3 * 32 * 128, 128, 3 * 128, 1), address=9 << 24)
     mixed = describe({"a": FakeTensor((16, 3, 32, 128)), "b": by_token}, 16, facts())
     assert isinstance(mixed.geometry, Opaque)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        FakeTensor((16, 3, 32, 64), address=9 << 24),  # another head size
+        FakeTensor((16, 3, 32, 128), address=9 << 24, itemsize=4),
+        FakeTensor((32, 3, 16, 128), address=9 << 24),  # a group of another block size
+        [FakeTensor((16, 4)), FakeTensor((16, 8))],  # state-space state
+    ],
+)
+def test_hybrid_models_are_refused_as_a_whole_with_the_layer(other: Any) -> None:
+    with pytest.raises(NotProtected, match="odd"):
+        describe({"a": FakeTensor((16, 3, 32, 128)), "odd": other}, 16, facts())
+    with pytest.raises(NotProtected, match="odd"):
+        describe({"a": FakeTensor((16, 3, 32, 128)), "odd": other}, 16)
