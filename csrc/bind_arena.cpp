@@ -103,7 +103,26 @@ py::dict counts(const PyArena &arena) {
   out["writing"] = counts.writing;
   out["sealed"] = counts.sealed;
   out["held"] = counts.held;
+  out["protected"] = counts.is_protected;
+  out["pinned"] = counts.pinned;
   return out;
+}
+
+std::vector<std::tuple<uint64_t, uint64_t, uint64_t>> usage(const PyArena &arena) {
+  auto handle = arena.get();
+  gft_usage found[64];
+  size_t count = 0;
+  call([&] { return gft_arena_usage(handle.get(), found, &count); });
+  std::vector<std::tuple<uint64_t, uint64_t, uint64_t>> out;
+  for (size_t i = 0; i < count; ++i) out.emplace_back(found[i].used, found[i].quota, found[i].evicted);
+  return out;
+}
+
+std::pair<uint32_t, uint32_t> caps(const PyArena &arena) {
+  auto handle = arena.get();
+  uint32_t protected_part = 0, pinned_part = 0;
+  call([&] { return gft_arena_caps(handle.get(), &protected_part, &pinned_part); });
+  return {protected_part, pinned_part};
 }
 
 PyWriter attach(const PyArena &arena, uint32_t shard, const py::bytes &token, uint32_t name_space, bool takeover) {
@@ -133,6 +152,8 @@ void bind_arena(py::module_ &module) {
       .def_property_readonly("payload_bytes", [](const PySlotInfo &s) { return s.info.payload_bytes; })
       .def_property_readonly("last_used", [](const PySlotInfo &s) { return s.info.last_used; })
       .def_property_readonly("held", [](const PySlotInfo &s) { return s.info.held != 0; })
+      .def_property_readonly("protected", [](const PySlotInfo &s) { return s.info.is_protected != 0; })
+      .def_property_readonly("pinned_until", [](const PySlotInfo &s) { return s.info.pinned_until; })
       .def_property_readonly("block_hash", [](const PySlotInfo &s) {
         return py::bytes(reinterpret_cast<const char *>(s.info.block_hash), s.info.hash_bytes);
       });
@@ -194,6 +215,22 @@ void bind_arena(py::module_ &module) {
           },
           py::arg("record"))
       .def("namespaces", namespaces)
+      .def(
+          "set_caps",
+          [](const PyArena &arena, uint32_t protected_part, uint32_t pinned_part) {
+            auto handle = arena.get();
+            call([&] { return gft_arena_set_caps(handle.get(), protected_part, pinned_part); });
+          },
+          py::kw_only(), py::arg("protected_part"), py::arg("pinned_part"))
+      .def("caps", caps)
+      .def(
+          "set_quota",
+          [](const PyArena &arena, uint32_t name_space, uint64_t slots) {
+            auto handle = arena.get();
+            call([&] { return gft_arena_set_quota(handle.get(), name_space, slots); });
+          },
+          py::arg("namespace"), py::arg("slots"))
+      .def("usage", usage)
       .def(
           "begin_epoch",
           [](const PyArena &arena, const py::bytes &token, bool takeover, uint64_t floor) {

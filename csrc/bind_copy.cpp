@@ -56,10 +56,17 @@ void submit(const PyEngine &engine, int64_t job_id, const std::vector<const PyBl
   call([&] { return Submit(engine.handle.get(), job_id, views_.data(), views_.size()); });
 }
 
-void mark(const PyEngine &engine, const py::sequence &block_hashes, bool release) {
+template <gft_mark Mark>
+void mark(const PyEngine &engine, const py::sequence &block_hashes) {
   auto texts = bytes_of(block_hashes);
   auto hashes = views(texts);
-  call([&] { return gft_engine_hold(engine.handle.get(), hashes.data(), hashes.size(), release); });
+  call([&] { return gft_engine_mark(engine.handle.get(), hashes.data(), hashes.size(), Mark); });
+}
+
+void pin(const PyEngine &engine, int64_t job_id, const py::sequence &block_hashes, uint32_t until) {
+  auto texts = bytes_of(block_hashes);
+  auto hashes = views(texts);
+  call([&] { return gft_engine_pin(engine.handle.get(), job_id, hashes.data(), hashes.size(), until); });
 }
 
 std::vector<PyJobResult> poll(const PyEngine &engine) {
@@ -103,10 +110,10 @@ void bind_copy(py::module_ &module) {
       .def(py::init(&make_engine), py::arg("writer"), py::arg("layout"), py::kw_only(), py::arg("threads") = 1)
       .def("store", submit<gft_engine_store>, py::arg("job_id"), py::arg("blocks"))
       .def("load", submit<gft_engine_load>, py::arg("job_id"), py::arg("blocks"))
-      .def(
-          "hold", [](const PyEngine &e, const py::sequence &hashes) { mark(e, hashes, false); }, py::arg("block_hashes"))
-      .def(
-          "release", [](const PyEngine &e, const py::sequence &hashes) { mark(e, hashes, true); }, py::arg("block_hashes"))
+      .def("hold", mark<GFT_HOLD>, py::arg("block_hashes"))
+      .def("release", mark<GFT_RELEASE>, py::arg("block_hashes"))
+      .def("touch", mark<GFT_TOUCH>, py::arg("block_hashes"))
+      .def("pin", pin, py::arg("job_id"), py::arg("block_hashes"), py::kw_only(), py::arg("until"))
       .def(
           "cancel",
           [](const PyEngine &e, const std::vector<int64_t> &job_ids) {

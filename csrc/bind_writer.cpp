@@ -127,6 +127,14 @@ void mark(const PyWriter &writer, const py::sequence &block_hashes) {
   call([&] { return Mark(writer.handle.get(), hashes.data(), hashes.size()); });
 }
 
+uint64_t pin(const PyWriter &writer, const py::sequence &block_hashes, uint32_t until) {
+  auto texts = bytes_of(block_hashes);
+  auto hashes = views(texts);
+  uint64_t pinned = 0;
+  call([&] { return gft_writer_pin(writer.handle.get(), hashes.data(), hashes.size(), until, &pinned); });
+  return pinned;
+}
+
 PyLedgerRecords read_ledger(const PyArena &arena) {
   auto handle = arena.get();
   PyLedgerRecords out;
@@ -185,6 +193,7 @@ void bind_writer(py::module_ &module) {
       .def("hold", mark<gft_writer_hold>, py::arg("block_hashes"))
       .def("release", mark<gft_writer_release>, py::arg("block_hashes"))
       .def("touch", mark<gft_writer_touch>, py::arg("block_hashes"))
+      .def("pin", pin, py::arg("block_hashes"), py::kw_only(), py::arg("until"))
       .def("close", [](const PyWriter &w) { call([&] { return gft_writer_close(w.handle.get()); }); });
 }
 

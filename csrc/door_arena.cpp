@@ -5,6 +5,7 @@
 #include "arena/chain.h"
 #include "arena/epochs.h"
 #include "arena/inspect.h"
+#include "arena/limits.h"
 #include "door.h"
 
 #ifndef GFT_PACKAGE_VERSION
@@ -124,6 +125,31 @@ gft_status gft_arena_namespace(gft_arena *arena, uint32_t index, uint8_t *out, s
 
 gft_status gft_arena_begin_epoch(gft_arena *arena, const uint8_t token[16], int takeover, uint64_t floor, uint64_t *out) {
   return behind_wall([&] { *out = gft::begin_epoch(*arena->core, token, takeover != 0, floor); });
+}
+
+gft_status gft_arena_set_caps(gft_arena *arena, uint32_t protected_part, uint32_t pinned_part) {
+  return behind_wall([&] { gft::set_caps(*arena->core, protected_part, pinned_part); });
+}
+
+gft_status gft_arena_caps(gft_arena *arena, uint32_t *protected_part, uint32_t *pinned_part) {
+  return behind_wall([&] {
+    arena->core->check_alive();
+    auto caps = gft::CapsWord::of(gft::Word(arena->core->control()->caps).load(std::memory_order_relaxed));
+    *protected_part = static_cast<uint32_t>(caps.protected_part);
+    *pinned_part = static_cast<uint32_t>(caps.pinned_part);
+  });
+}
+
+gft_status gft_arena_set_quota(gft_arena *arena, uint32_t name_space, uint64_t slots) {
+  return behind_wall([&] { gft::set_quota(*arena->core, name_space, slots); });
+}
+
+gft_status gft_arena_usage(gft_arena *arena, gft_usage *out, size_t *count) {
+  return behind_wall([&] {
+    auto usage = gft::count_usage(*arena->core);
+    std::copy(usage.begin(), usage.end(), out);
+    *count = usage.size();
+  });
 }
 
 gft_status gft_arena_usable_prefix(gft_arena *arena, uint32_t name_space, const uint32_t *shards, size_t shard_count,

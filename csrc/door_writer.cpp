@@ -95,6 +95,10 @@ gft_status gft_writer_touch(gft_writer *writer, const gft_bytes *hashes, size_t 
   return behind_wall([&] { writer->writer->mark(views(hashes, count), gft::Writer::Mark::touch); });
 }
 
+gft_status gft_writer_pin(gft_writer *writer, const gft_bytes *hashes, size_t count, uint32_t until, uint64_t *pinned) {
+  return behind_wall([&] { *pinned = writer->writer->pin(views(hashes, count), until); });
+}
+
 gft_status gft_writer_find(gft_writer *writer, gft_bytes hash, gft_bytes parent, gft_read **out) {
   return behind_wall([&] {
     auto before = parent_of(parent);
@@ -166,10 +170,20 @@ gft_status gft_engine_load(gft_engine *engine, int64_t job_id, const gft_block *
   return behind_wall([&] { engine->engine->submit(true, job_id, specs(blocks, count)); });
 }
 
-gft_status gft_engine_hold(gft_engine *engine, const gft_bytes *hashes, size_t count, int release) {
+gft_status gft_engine_mark(gft_engine *engine, const gft_bytes *hashes, size_t count, gft_mark mark) {
+  return behind_wall([&] {
+    using Mark = gft::Writer::Mark;
+    if (mark < GFT_HOLD || mark > GFT_TOUCH) gft::fail(GFT_INVALID, "there is no mark %d", static_cast<int>(mark));
+    auto names = views(hashes, count);
+    engine->engine->mark(std::vector<std::string>(names.begin(), names.end()),
+                         mark == GFT_HOLD ? Mark::hold : mark == GFT_RELEASE ? Mark::release : Mark::touch);
+  });
+}
+
+gft_status gft_engine_pin(gft_engine *engine, int64_t job_id, const gft_bytes *hashes, size_t count, uint32_t until) {
   return behind_wall([&] {
     auto names = views(hashes, count);
-    engine->engine->mark(std::vector<std::string>(names.begin(), names.end()), release != 0);
+    engine->engine->pin(job_id, std::vector<std::string>(names.begin(), names.end()), until);
   });
 }
 
@@ -181,7 +195,9 @@ gft_status gft_engine_poll(gft_engine *engine, void (*each)(void *, const gft_jo
   return behind_wall([&] {
     for (const auto &job : engine->engine->poll()) {
       gft_job_result result{job->id,
-                            job->load ? "load" : "store",
+                            job->load           ? "load"
+                            : job->blocks.empty() ? "pin"
+                                                  : "store",
                             job->bytes,
                             job->seconds,
                             job->statuses.data(),

@@ -78,7 +78,8 @@ typedef struct gft_arena_info {
 } gft_arena_info;
 
 typedef struct gft_counts {
-  uint64_t empty, writing, sealed, held; /* held is a part of sealed; a word with an unknown state counts as writing */
+  /* The last three are parts of sealed and may overlap; a word with an unknown state counts as writing. */
+  uint64_t empty, writing, sealed, held, is_protected, pinned;
 } gft_counts;
 
 typedef struct gft_slot_info {
@@ -86,7 +87,8 @@ typedef struct gft_slot_info {
   const char *state;  /* "writing" or "sealed" */
   int64_t name_space; /* index, -1 when not sealed or when the header does not hold */
   uint64_t shard, position, epoch, generation, payload_bytes, last_used;
-  int held;
+  int held, is_protected;
+  uint64_t pinned_until; /* seconds since 1970, 2^32 - 1: until unpinned, 0: not pinned, or not any more */
   uint8_t block_hash[64];
   size_t hash_bytes;
 } gft_slot_info;
@@ -113,6 +115,19 @@ gft_status gft_arena_add_namespace(gft_arena *arena, gft_bytes record, uint32_t 
 gft_status gft_arena_namespace_count(gft_arena *arena, uint32_t *out);
 /* Copies record `index` to `out` (room for 4096 bytes). GFT_DAMAGED when its checksum does not hold. */
 gft_status gft_arena_namespace(gft_arena *arena, uint32_t index, uint8_t *out, size_t *size);
+
+/* What the eviction policy may keep, in thousandths of the slots: protected blocks 0 to 1000, pinned blocks 0 to 900. For all
+ * processes that map the arena, from now on. */
+gft_status gft_arena_set_caps(gft_arena *arena, uint32_t protected_part, uint32_t pinned_part);
+gft_status gft_arena_caps(gft_arena *arena, uint32_t *protected_part, uint32_t *pinned_part);
+/* The slots that a namespace's blocks may have, 0: no limit. Above it the namespace evicts its own blocks first. */
+gft_status gft_arena_set_quota(gft_arena *arena, uint32_t name_space, uint64_t slots);
+typedef struct gft_usage {
+  uint64_t used, quota;  /* slots, counted by a scan; quota 0: no limit */
+  uint64_t evicted;      /* blocks that had to go because of the quota */
+} gft_usage;
+/* Of every namespace, in the order of their numbers; `out` has room for 64. */
+gft_status gft_arena_usage(gft_arena *arena, gft_usage *out, size_t *count);
 
 /* The epoch of the engine start named by `token`; see the stub for who gets which answer. Same deadline. An epoch that is
  * opened lies above `floor`: the newest epoch of blocks that outlived an older arena elsewhere, 0 when there are none. */
@@ -164,10 +179,15 @@ gft_status gft_claim_abandon(gft_claim *claim); /* the slot is empty again; safe
 void gft_claim_free(gft_claim *claim);          /* abandons an unsealed claim */
 
 /* Unknown hashes are passed over. A hold counts in its own and in the next epoch. Hold, release and touch stamp the
- * list so that its last block is the oldest. */
+ * list so that its last block is the oldest; touch says that another request used them, which protects them. */
 gft_status gft_writer_hold(gft_writer *writer, const gft_bytes *hashes, size_t count);
 gft_status gft_writer_release(gft_writer *writer, const gft_bytes *hashes, size_t count);
 gft_status gft_writer_touch(gft_writer *writer, const gft_bytes *hashes, size_t count);
+
+/* Keeps blocks until `until` (seconds since 1970; 2^32 - 1: until unpinned; 0: unpins them), whoever dies meanwhile. A pin is
+ * never shortened by another. GFT_FULL, and nothing is changed, when the pinned part of the arena would exceed its cap.
+ * `*pinned` is how many of the blocks are pinned then. Linear in the slots. */
+gft_status gft_writer_pin(gft_writer *writer, const gft_bytes *hashes, size_t count, uint32_t until, uint64_t *pinned);
 
 gft_status gft_writer_find(gft_writer *writer, gft_bytes hash, gft_bytes parent, gft_read **out);
 void gft_read_info(gft_read *read, uint64_t *slot, uint64_t *address, uint64_t *payload_bytes);
@@ -196,7 +216,7 @@ typedef struct gft_block {
 
 typedef struct gft_job_result {
   int64_t job_id;
-  const char *kind; /* "store" or "load" */
+  const char *kind; /* "store", "load" or "pin" */
   uint64_t bytes;   /* copied by blocks that ended GFT_OK */
   double seconds;   /* from the first block started to the last one done */
   const gft_status *statuses;
@@ -213,7 +233,11 @@ gft_status gft_engine_create(gft_writer *writer, const gft_region *regions, size
 /* Both queue and return. GFT_INVALID (nothing queued) for a block id outside the layout or a malformed hash. */
 gft_status gft_engine_store(gft_engine *engine, int64_t job_id, const gft_block *blocks, size_t count);
 gft_status gft_engine_load(gft_engine *engine, int64_t job_id, const gft_block *blocks, size_t count);
-gft_status gft_engine_hold(gft_engine *engine, const gft_bytes *hashes, size_t count, int release);
+/* Marks behind the stores queued before. */
+typedef enum gft_mark { GFT_HOLD = 0, GFT_RELEASE, GFT_TOUCH } gft_mark;
+gft_status gft_engine_mark(gft_engine *engine, const gft_bytes *hashes, size_t count, gft_mark mark);
+/* As gft_writer_pin, behind the stores queued before. The job has one status: GFT_NOT_FOUND when none of the blocks is there. */
+gft_status gft_engine_pin(gft_engine *engine, int64_t job_id, const gft_bytes *hashes, size_t count, uint32_t until);
 gft_status gft_engine_cancel(gft_engine *engine, const int64_t *job_ids, size_t count);
 /* Calls `each` for every job finished since the last call; never waits for a copy. */
 gft_status gft_engine_poll(gft_engine *engine, void (*each)(void *context, const gft_job_result *result), void *context);

@@ -78,6 +78,16 @@ Digest Core::link_of(const DigestAlgorithm &digest, const SlotHeader &header) {
   return digest.of(&covered, sizeof covered);
 }
 
+uint8_t Core::owner_of(uint64_t slot, uint64_t generation) const {
+  MarkWord mark = MarkWord::of(this->mark(slot).load(std::memory_order_relaxed));
+  return mark.belongs_to(generation) ? mark.owner : 0;
+}
+
+void Core::account(uint8_t owner, int64_t slots) const {
+  if (owner > 0 && owner <= kNamespaces)
+    Word(namespace_record(owner - 1u)->used).fetch_add(static_cast<uint64_t>(slots), std::memory_order_relaxed);
+}
+
 bool Core::lane_alive(uint32_t lane) const { return is_locked(file_->descriptor, kLaneLocks + lane); }
 
 AdminLock::AdminLock(Core &core) : mutex_(core.admin_mutex()), lock_(core.file().descriptor, core.path()) {

@@ -43,6 +43,7 @@ class Core {
   Word state(uint64_t slot) const { return word(geometry().states + slot * 8); }
   Word stamp(uint64_t slot) const { return word(geometry().stamps + slot * 8); }
   Word hold(uint64_t slot) const { return word(geometry().holds + slot * 8); }
+  Word mark(uint64_t slot) const { return word(geometry().marks + slot * 8); }
   Word index_entry(uint64_t entry) const { return word(geometry().index + entry * 8); }
   uint8_t *payload(uint64_t slot) const { return file_->base + geometry().payload + slot * geometry().stride; }
   void prefault_payload(uint64_t slot) const noexcept {
@@ -65,6 +66,11 @@ class Core {
   Digest payload_digest(uint64_t slot) const;
   Digest seal_of(uint64_t slot, const SlotHeader &header) const;
   static Digest link_of(const DigestAlgorithm &digest, const SlotHeader &header);
+
+  // The namespace that `slot` counts for in this generation, as its number + 1; 0 when its mark word does not say.
+  uint8_t owner_of(uint64_t slot, uint64_t generation) const;
+  // Keeps a namespace's count of slots; nothing for owner 0.
+  void account(uint8_t owner, int64_t slots) const;
 
   bool lane_alive(uint32_t lane) const;
 

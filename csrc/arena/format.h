@@ -7,7 +7,7 @@
 namespace gft {
 
 inline constexpr char kMagic[8] = {'G', 'F', 'T', 'A', 'R', 'E', 'N', 'A'};
-inline constexpr uint32_t kFormatVersion = 1;
+inline constexpr uint32_t kFormatVersion = 2;
 inline constexpr uint64_t kPage = 4096;
 inline constexpr uint32_t kLanes = 128;
 inline constexpr uint32_t kNamespaces = 64;
@@ -49,6 +49,7 @@ struct Control {
   alignas(64) uint64_t ledger_word;  // generation << 2 | fencing << 1 | half
   uint64_t ledger_tail;              // generation << 40 | bytes used; a hint that the tail was not cut
   uint64_t ledger_pid[2];
+  alignas(64) uint64_t caps;  // CapsWord
   alignas(64) TokenRecord tokens[kTokens];
 };
 static_assert(sizeof(Control) <= 2 * kPage);
@@ -66,7 +67,10 @@ static_assert(sizeof(LaneRecord) == 64);
 struct NamespaceRecord {
   uint32_t bytes;
   uint32_t crc;  // of `bytes` and the record
-  uint8_t reserved[56];
+  uint64_t quota;    // slots its blocks may have, 0: no limit
+  uint64_t used;     // slots they have; a hint that every scan puts right
+  uint64_t evicted;  // blocks that had to go because of the quota
+  uint8_t reserved[32];
   uint8_t record[kNamespaceBytes];
 };
 static_assert(sizeof(NamespaceRecord) == 64 + kNamespaceBytes);
@@ -145,6 +149,40 @@ struct HoldWord {
   static HoldWord of(uint64_t word) { return {word >> 32, (word >> 20) & 0xfff, word & 0xfffff}; }
   bool counts(uint64_t now, uint64_t slot_generation) const {
     return count > 0 && generation == (slot_generation & 0xfff) && epoch <= now && epoch + 1 >= now;
+  }
+};
+
+// What the eviction policy knows of a slot beside stamp and hold: low generation bits (16) | end of the pin in seconds since
+// 1970 (32, 0: none) | namespace + 1 (8) | protected (8). Without the slot's generation it says nothing.
+struct MarkWord {
+  uint64_t generation;
+  uint32_t pinned_until;
+  uint8_t owner;  // namespace + 1
+  bool is_protected;
+
+  static constexpr uint32_t kUntilUnpinned = 0xffffffff;
+
+  uint64_t packed() const {
+    return (generation & 0xffff) << 48 | uint64_t{pinned_until} << 16 | uint64_t{owner} << 8 | (is_protected ? 1 : 0);
+  }
+  static MarkWord of(uint64_t word) {
+    return {word >> 48, static_cast<uint32_t>(word >> 16), static_cast<uint8_t>(word >> 8), (word & 1) != 0};
+  }
+  bool belongs_to(uint64_t slot_generation) const {
+    return generation == (slot_generation & 0xffff) && owner > 0 && owner <= kNamespaces;
+  }
+};
+
+// The caps of the eviction policy in thousandths of the slots; a word that no setting of ours makes means the defaults.
+struct CapsWord {
+  uint64_t protected_part = 800, pinned_part = 250;
+
+  static constexpr uint64_t kMark = 0xca95, kMostPinned = 900;
+
+  uint64_t packed() const { return kMark << 32 | protected_part << 16 | pinned_part; }
+  static CapsWord of(uint64_t word) {
+    CapsWord caps{(word >> 16) & 0xffff, word & 0xffff};
+    return word >> 32 == kMark && caps.protected_part <= 1000 && caps.pinned_part <= kMostPinned ? caps : CapsWord{};
   }
 };
 

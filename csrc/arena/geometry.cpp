@@ -52,6 +52,7 @@ Geometry Geometry::of(uint64_t slot_bytes, uint64_t slots, uint64_t ledger_bytes
   g.states = place(slots * 8);
   g.stamps = place(slots * 8);
   g.holds = place(slots * 8);
+  g.marks = place(slots * 8);
   g.headers = place(slots * sizeof(SlotHeader));
   g.ledger = place(2 * g.half_bytes);
   g.payload = place(slots * g.stride);

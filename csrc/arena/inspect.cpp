@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "chain.h"
+#include "pins.h"
 
 namespace gft {
 namespace {
@@ -18,12 +19,17 @@ bool is_held(const Core &core, uint64_t slot, StateWord word, uint64_t epoch) {
   return word.readable() && HoldWord::of(core.hold(slot).load(std::memory_order_relaxed)).counts(epoch, word.generation);
 }
 
+MarkWord mark_of(const Core &core, uint64_t slot, StateWord word) {
+  MarkWord mark = MarkWord::of(core.mark(slot).load(std::memory_order_relaxed));
+  return mark.belongs_to(word.generation) ? mark : MarkWord{};
+}
+
 }  // namespace
 
 gft_counts count_slots(const Core &core) {
   core.check_alive();
   gft_counts counts{};
-  uint64_t epoch = core.epoch();
+  uint64_t epoch = core.epoch(), now = wall_clock();
   for (uint64_t slot = 0; slot < core.geometry().slots; ++slot) {
     StateWord word = StateWord::of(core.state(slot).load(std::memory_order_relaxed));
     if (word.state == Slot::empty)
@@ -33,6 +39,10 @@ gft_counts count_slots(const Core &core) {
     else
       ++counts.writing;
     counts.held += is_held(core, slot, word, epoch);
+    if (!word.readable()) continue;
+    MarkWord mark = mark_of(core, slot, word);
+    counts.is_protected += mark.is_protected;
+    counts.pinned += mark.pinned_until > now;
   }
   return counts;
 }
@@ -51,6 +61,9 @@ std::vector<gft_slot_info> scan_slots(Core &core) {
     info.generation = word.generation;
     info.last_used = core.stamp(slot).load(std::memory_order_relaxed);
     info.held = is_held(core, slot, word, epoch);
+    MarkWord mark = mark_of(core, slot, word);
+    info.is_protected = word.readable() && mark.is_protected;
+    info.pinned_until = word.readable() && mark.pinned_until > wall_clock() ? mark.pinned_until : 0;
     SlotHeader header = core.read_header(slot);
     if (word.readable() && seal_holds(core, slot, word, header)) {
       info.name_space = header.name_space;
@@ -62,6 +75,22 @@ std::vector<gft_slot_info> scan_slots(Core &core) {
       std::memcpy(info.block_hash, header.hash, header.hash_bytes);
     }
     out.push_back(info);
+  }
+  return out;
+}
+
+std::vector<gft_usage> count_usage(const Core &core) {
+  core.check_alive();
+  std::vector<gft_usage> out(core.namespace_count());
+  for (uint32_t i = 0; i < out.size(); ++i) {
+    out[i].quota = Word(core.namespace_record(i)->quota).load(std::memory_order_relaxed);
+    out[i].evicted = Word(core.namespace_record(i)->evicted).load(std::memory_order_relaxed);
+  }
+  for (uint64_t slot = 0; slot < core.geometry().slots; ++slot) {
+    StateWord word = StateWord::of(core.state(slot).load(std::memory_order_relaxed));
+    if (word.state == Slot::empty) continue;
+    uint8_t owner = mark_of(core, slot, word).owner;
+    if (owner > 0 && owner <= out.size()) ++out[owner - 1u].used;
   }
   return out;
 }

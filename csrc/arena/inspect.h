@@ -10,6 +10,7 @@ namespace gft {
 
 gft_counts count_slots(const Core &core);
 std::vector<gft_slot_info> scan_slots(Core &core);
+std::vector<gft_usage> count_usage(const Core &core);
 const char *verify_slot(Core &core, uint64_t slot);
 
 }  // namespace gft

@@ -7,6 +7,7 @@
 
 #include "../support/fork_guard.h"
 #include "index.h"
+#include "pins.h"
 #include "room.h"
 
 namespace gft {
@@ -73,7 +74,7 @@ std::optional<Claimed> Writer::claim(std::string_view hash, const std::string *p
     auto found = parents(parent, position);
     for (const Sealed &sealed : found) links.push_back(std::to_array(sealed.header.link));
     spare = found.front().slot;
-    mark(found.front(), Mark::touch, tick);
+    mark(found.front(), Mark::stamp, tick);
   } else {
     links.push_back(name_space.id);
   }
@@ -81,6 +82,7 @@ std::optional<Claimed> Writer::claim(std::string_view hash, const std::string *p
   for (const Sealed &there : candidates(*core_, wanted(), hash, static_cast<int64_t>(position), why))
     if (std::find(links.begin(), links.end(), std::to_array(there.header.parent_link)) != links.end()) {
       mark(there, Mark::hold, tick);
+      protect(*core_, there);
       if (there.unchanged(*core_)) return std::nullopt;
     }
   Claimed claimed = reserve(hash, position, spare);
@@ -91,7 +93,8 @@ std::optional<Claimed> Writer::claim(std::string_view hash, const std::string *p
 Claimed Writer::reserve(std::string_view hash, uint64_t position, uint64_t spare) {
   check_name(hash, position > 0, position);
   Claimed claimed;
-  std::tie(claimed.slot, claimed.word) = core_->room().take(lane_, {spare}, [this] { check_current(); });
+  std::tie(claimed.slot, claimed.word) =
+      core_->room().take({lane_, name_space.index, spare, [this] { check_current(); }});
   claimed.hash = hash;
   claimed.position = position;
   try {
@@ -142,14 +145,17 @@ void Writer::seal(const Claimed &claimed, SlotHeader header, bool hold) {
 
 void Writer::give_up(const Claimed &claimed) noexcept {
   uint64_t expected = claimed.word.packed();
-  core_->state(claimed.slot)
-      .compare_exchange_strong(expected, claimed.word.with(Slot::empty).packed(), std::memory_order_acq_rel);
+  uint8_t owner = core_->owner_of(claimed.slot, claimed.word.generation);
+  if (core_->state(claimed.slot)
+          .compare_exchange_strong(expected, claimed.word.with(Slot::empty).packed(), std::memory_order_acq_rel))
+    core_->account(owner, -1);
 }
 
 void Writer::mark(const Sealed &sealed, Mark mark, uint64_t tick) {
   uint64_t generation = StateWord::of(sealed.word).generation;
   core_->stamp(sealed.slot).store(use_stamp(tick, sealed.header.position), std::memory_order_relaxed);
-  if (mark == Mark::touch) return;
+  if (mark == Mark::touch) protect(*core_, sealed);
+  if (mark == Mark::touch || mark == Mark::stamp) return;
   Word word = core_->hold(sealed.slot);
   uint64_t packed = word.load(std::memory_order_relaxed);
   for (;;) {
@@ -175,6 +181,17 @@ void Writer::mark(std::span<const std::string_view> hashes, Mark how) {
   }
 }
 
+uint64_t Writer::pin(std::span<const std::string_view> hashes, uint32_t until) {
+  check();
+  std::vector<Sealed> blocks;
+  for (std::string_view hash : hashes) {
+    if (hash.empty() || hash.size() > kHashBytes) continue;
+    Why why;
+    for (const Sealed &sealed : candidates(*core_, wanted(), hash, -1, why)) blocks.push_back(sealed);
+  }
+  return gft::pin(*core_, blocks, until);
+}
+
 Sealed Writer::find(std::string_view hash, const std::string *parent) {
   check();
   check_name(hash, false, 0);
@@ -192,7 +209,7 @@ Sealed Writer::find(std::string_view hash, const std::string *parent) {
                                      })
                        : wanted_link == name_space.id && sealed.header.position == 0;
     if (!fits) continue;
-    mark(sealed, Mark::touch, core_->tick());
+    mark(sealed, Mark::stamp, core_->tick());
     return sealed;
   }
   if (!found.empty())
@@ -205,11 +222,13 @@ Sealed Writer::find(std::string_view hash, const std::string *parent) {
 void Writer::drop(const Sealed &sealed) noexcept {
   uint64_t expected = sealed.word;
   StateWord word = StateWord::of(sealed.word);
-  if (word.state == Slot::sealed && core_->epoch() == epoch)
-    core_->state(sealed.slot).compare_exchange_strong(expected, word.with(Slot::empty).packed(), std::memory_order_acq_rel);
+  uint8_t owner = core_->owner_of(sealed.slot, word.generation);
+  if (word.state == Slot::sealed && core_->epoch() == epoch &&
+      core_->state(sealed.slot).compare_exchange_strong(expected, word.with(Slot::empty).packed(), std::memory_order_acq_rel))
+    core_->account(owner, -1);
 }
 
-Writer::Pin Writer::pin() {
+Writer::LaneKept Writer::keep_lane() {
   std::lock_guard lock(mutex_);
   if (!lock_) fail(GFT_CLOSED, "the writer of shard %u was closed; attach a new one", shard);
   return lock_;
@@ -225,14 +244,14 @@ void Writer::close() {
 std::unique_ptr<Claim> Claim::open(std::shared_ptr<Writer> writer, std::string_view hash, const std::string *parent,
                                    uint64_t position) {
   writer->check();
-  Writer::Pin pin = writer->pin();  // before the claim, so that its lane cannot be given back in between
+  Writer::LaneKept kept = writer->keep_lane();  // before the claim, so that its lane cannot be given back in between
   auto claimed = writer->claim(hash, parent, position);
   if (!claimed) return nullptr;
-  return std::make_unique<Claim>(std::move(writer), std::move(pin), std::move(*claimed));
+  return std::make_unique<Claim>(std::move(writer), std::move(kept), std::move(*claimed));
 }
 
-Claim::Claim(std::shared_ptr<Writer> writer, Writer::Pin pin, Claimed claimed)
-    : writer_(std::move(writer)), pin_(std::move(pin)), claimed_(std::move(claimed)) {}
+Claim::Claim(std::shared_ptr<Writer> writer, Writer::LaneKept kept, Claimed claimed)
+    : writer_(std::move(writer)), kept_(std::move(kept)), claimed_(std::move(claimed)) {}
 
 Claim::~Claim() {
   // A forked child must not give away what its parent is writing.

@@ -57,9 +57,13 @@ class Writer {
                   bool hold);
   void give_up(const Claimed &claimed) noexcept;
 
-  enum class Mark { hold, release, touch };
+  // `stamp` only makes a block younger; `touch` says that another request used it, which protects it.
+  enum class Mark { hold, release, touch, stamp };
   void mark(std::span<const std::string_view> hashes, Mark mark);
   void mark(const Sealed &sealed, Mark mark, uint64_t tick);
+  // Pins what is sealed under these names until a time in seconds since 1970, 0: not at all. Returns how many blocks are
+  // pinned then; GFT_FULL, and nothing is changed, above the cap. Linear in the slots.
+  uint64_t pin(std::span<const std::string_view> hashes, uint32_t until);
   Sealed find(std::string_view hash, const std::string *parent);
   // Takes a block whose payload is not what was sealed out of the arena, so that it can be stored again.
   void drop(const Sealed &sealed) noexcept;
@@ -67,8 +71,8 @@ class Writer {
   void close();
 
   // Held while a claim of this writer is open: the lane's lock outlives `close` for so long.
-  using Pin = std::shared_ptr<void>;
-  Pin pin();
+  using LaneKept = std::shared_ptr<void>;
+  LaneKept keep_lane();
 
  private:
   void check_name(std::string_view hash, bool has_parent, uint64_t position) const;
@@ -92,7 +96,7 @@ class Claim {
   // Null when an equal block is sealed already.
   static std::unique_ptr<Claim> open(std::shared_ptr<Writer> writer, std::string_view hash, const std::string *parent,
                                      uint64_t position);
-  Claim(std::shared_ptr<Writer> writer, Writer::Pin pin, Claimed claimed);
+  Claim(std::shared_ptr<Writer> writer, Writer::LaneKept kept, Claimed claimed);
   ~Claim();
   void seal();
   bool seal_as(const Identity &identity, const std::string *parent, bool hold);  // as Writer::publish_as
@@ -106,7 +110,7 @@ class Claim {
 
   std::mutex mutex_;
   const std::shared_ptr<Writer> writer_;
-  const Writer::Pin pin_;
+  const Writer::LaneKept kept_;
   const Claimed claimed_;
   bool open_ = true;
 };

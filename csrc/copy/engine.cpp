@@ -27,7 +27,7 @@ Engine::Engine(std::shared_ptr<Writer> writer, Layout layout)
     : writer_(std::move(writer)),
       layout_(std::move(layout)),
       fork_generation_(fork_generation()),
-      pin_(writer_->pin()),
+      kept_(writer_->keep_lane()),
       line_(writer_, layout_) {}
 
 Engine::~Engine() {
@@ -60,9 +60,7 @@ void Engine::submit(bool load, int64_t job_id, std::vector<BlockSpec> blocks) {
   job->remaining = job->blocks.size();
 
   Lock lock(mutex_);
-  if (closing_) fail(GFT_CLOSED, "the copy engine was closed; make a new one");
-  if (active_.contains(job_id))
-    fail(GFT_INVALID, "job %lld is queued or running already; use another id", (long long)job_id);
+  must_be_new(job_id);
   active_[job_id] = job;
   if (job->blocks.empty()) {
     complete(*job);
@@ -72,17 +70,38 @@ void Engine::submit(bool load, int64_t job_id, std::vector<BlockSpec> blocks) {
     loads_.push_back(job);
   } else {
     backlog_blocks_ += job->blocks.size();
-    for (size_t i = 0; i < job->blocks.size(); ++i) stores_.push_back({job, i, {}, false});
+    for (size_t i = 0; i < job->blocks.size(); ++i) stores_.push_back({job, i});
   }
   work_.notify_all();
 }
 
-void Engine::mark(std::vector<std::string> hashes, bool release) {
+void Engine::must_be_new(int64_t job_id) const {
+  if (closing_) fail(GFT_CLOSED, "the copy engine was closed; make a new one");
+  if (active_.contains(job_id))
+    fail(GFT_INVALID, "job %lld is queued or running already; use another id", (long long)job_id);
+}
+
+void Engine::pin(int64_t job_id, std::vector<std::string> hashes, uint32_t until) {
+  check();
+  auto job = std::make_shared<Job>();
+  job->id = job_id;
+  job->load = false;
+  job->statuses.assign(1, GFT_OK);
+  job->remaining = 1;
+  Lock lock(mutex_);
+  must_be_new(job_id);
+  active_[job_id] = job;
+  ++backlog_blocks_;
+  stores_.push_back({job, 0, StoreItem::Kind::pin, std::move(hashes), {}, until});
+  work_.notify_one();
+}
+
+void Engine::mark(std::vector<std::string> hashes, Writer::Mark how) {
   check();
   Lock lock(mutex_);
   if (closing_) fail(GFT_CLOSED, "the copy engine was closed; make a new one");
   ++marks_pending_;
-  stores_.push_back({nullptr, 0, std::move(hashes), release});
+  stores_.push_back({nullptr, 0, StoreItem::Kind::mark, std::move(hashes), how});
   work_.notify_one();
 }
 
@@ -93,7 +112,7 @@ void Engine::complete(Job &job) {
     if (bad && job.statuses[i] != GFT_CANCELLED) job.statuses[i] = GFT_CHAIN;
     bad = bad || job.statuses[i] != GFT_OK;
   }
-  for (gft_status status : job.statuses) job.bytes += status == GFT_OK ? layout_.block_bytes : 0;
+  for (size_t i = 0; i < job.blocks.size(); ++i) job.bytes += job.statuses[i] == GFT_OK ? layout_.block_bytes : 0;
   if (job.started) job.seconds = std::chrono::duration<double>(Job::Clock::now() - *job.started).count();
   auto active = active_.find(job.id);
   finished_.push_back(active->second);
@@ -178,7 +197,7 @@ bool Engine::close(double seconds) {
   auto threads = std::exchange(threads_, {});
   lock.unlock();
   for (std::thread &thread : threads) thread.join();
-  pin_.reset();
+  kept_.reset();
   return true;
 }
 

@@ -23,7 +23,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   ~Engine();
 
   void submit(bool load, int64_t job_id, std::vector<BlockSpec> blocks);
-  void mark(std::vector<std::string> hashes, bool release);
+  void mark(std::vector<std::string> hashes, Writer::Mark how);
+  void pin(int64_t job_id, std::vector<std::string> hashes, uint32_t until);  // a job with one status
   void cancel(const std::vector<int64_t> &job_ids);
   std::vector<std::shared_ptr<Job>> poll();
   bool wait(double seconds);
@@ -43,12 +44,13 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void settle(Job &job, size_t index, gft_status status, const std::string &detail);
   void drop_queued(Job &job);
   void complete(Job &job);
+  void must_be_new(int64_t job_id) const;
   bool idle() const { return active_.empty() && marks_pending_ == 0; }
 
   const std::shared_ptr<Writer> writer_;
   const Layout layout_;
   const uint64_t fork_generation_;
-  Writer::Pin pin_;  // keeps the lane while threads may write to its slots
+  Writer::LaneKept kept_;  // keeps the lane while threads may write to its slots
   StoreLine line_;
 
   std::mutex mutex_;

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "../arena/chain.h"
+#include "../arena/writer.h"
 #include "../gft.h"
 
 namespace gft {
@@ -27,7 +27,7 @@ struct Job {
 
   int64_t id;
   bool load;
-  std::vector<BlockSpec> blocks;  // never changed once queued: read without the mutex
+  std::vector<BlockSpec> blocks;  // of a pin none; never changed once queued: read without the mutex
   std::vector<gft_status> statuses;
   std::string detail;  // text of the first failure
   uint64_t bytes = 0;
@@ -43,10 +43,13 @@ struct Job {
 
 // One entry of the store queue: a block of a job, or marks to set behind the stores before it.
 struct StoreItem {
-  std::shared_ptr<Job> job;  // null: marks
+  enum class Kind { block, mark, pin };
+  std::shared_ptr<Job> job;  // null for marks
   size_t index = 0;
-  std::vector<std::string> hashes;
-  bool release = false;
+  Kind kind = Kind::block;
+  std::vector<std::string> hashes = {};          // of marks and pins
+  Writer::Mark mark = Writer::Mark::hold;
+  uint32_t pinned_until = 0;
 };
 
 }  // namespace gft

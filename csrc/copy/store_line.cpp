@@ -10,7 +10,7 @@ std::shared_ptr<StoreLine::Flight> StoreLine::enter(StoreItem item) {
   auto flight = std::make_shared<Flight>();
   flight->item = std::move(item);
   flights_.push_back(flight);
-  if (!flight->item.job) return flight;
+  if (flight->item.kind != StoreItem::Kind::block) return flight;
   const BlockSpec &block = flight->item.job->blocks[flight->item.index];
   try {
     writer_->check_current();
@@ -64,7 +64,7 @@ void StoreLine::leave(Flight &flight, const Done &done) {
       head->status = why.code;
       head->detail = why.text;
     }
-    if (head->item.job) {
+    if (head->item.kind == StoreItem::Kind::block) {
       auto named = by_hash_.find(head->item.job->blocks[head->item.index].hash);
       if (named != by_hash_.end() && named->second == head) by_hash_.erase(named);
     }
@@ -74,9 +74,12 @@ void StoreLine::leave(Flight &flight, const Done &done) {
 }
 
 void StoreLine::finish(Flight &flight) {
-  if (!flight.item.job) {
+  if (flight.item.kind != StoreItem::Kind::block) {
     std::vector<std::string_view> hashes(flight.item.hashes.begin(), flight.item.hashes.end());
-    writer_->mark(hashes, flight.item.release ? Writer::Mark::release : Writer::Mark::hold);
+    if (flight.item.kind == StoreItem::Kind::mark)
+      writer_->mark(hashes, flight.item.mark);
+    else if (writer_->pin(hashes, flight.item.pinned_until) == 0 && flight.item.pinned_until != 0)
+      flight.status = GFT_NOT_FOUND;
     return;
   }
   if (flight.again && flight.status == GFT_OK) {

@@ -34,6 +34,10 @@ class SlotInfo:
     payload_bytes: int
     last_used: int
     held: bool  # held by an open request of this or the previous epoch
+    protected: bool  # used a second time
+    pinned_until: (
+        int  # seconds since 1970; 2**32 - 1: until unpinned; 0: not pinned, or not any more
+    )
 
 class Prefix:
     """Answer of `Arena.usable_prefix`: how much is there and why it ends."""
@@ -65,12 +69,20 @@ class Arena:
     epoch: int
     file_bytes: int
     def counts(self) -> dict[str, int]:
-        """empty, writing, sealed, held: a scan of the states."""
+        """empty, writing, sealed, held, protected, pinned: a scan of the states. The last three are parts of sealed and may overlap."""
     def base_address(self) -> int:
         """Address of the mapping (for registering it with a device)."""
     def add_namespace(self, record: bytes) -> int:
         """Index of `record` (<= 4096 bytes), adding it if new. Errors: "full", "read_only", "timed_out"."""
     def namespaces(self) -> list[bytes]: ...
+    def set_caps(self, *, protected_part: int, pinned_part: int) -> None:
+        """Thousandths of the slots that protected (0-1000) and pinned (0-900) blocks may keep; for everybody who maps the arena."""
+    def caps(self) -> tuple[int, int]:
+        """(protected_part, pinned_part)."""
+    def set_quota(self, namespace: int, slots: int) -> None:
+        """The slots a namespace may have, 0: no limit. Above it the namespace evicts its own blocks first."""
+    def usage(self) -> list[tuple[int, int, int]]:
+        """(used, quota, blocks evicted because of the quota) of every namespace; used is counted by a scan."""
     def begin_epoch(self, token: bytes, *, takeover: bool = False, floor: int = 0) -> int:
         """Epoch of the engine start named by the 16-byte `token`: the first caller opens a new one above `floor` (the newest epoch of
         blocks kept outside this arena), later callers with the same token join it whatever their floor.
@@ -117,7 +129,11 @@ class Writer:
     def hold(self, block_hashes: Sequence[bytes]) -> None: ...
     def release(self, block_hashes: Sequence[bytes]) -> None: ...
     def touch(self, block_hashes: Sequence[bytes]) -> None:
-        """Marks a prefix as used now; the last block gets the oldest stamp, so parents outlive children."""
+        """Another request used this prefix: protects it. The last block gets the oldest stamp, so parents outlive children."""
+    def pin(self, block_hashes: Sequence[bytes], *, until: int) -> int:
+        """Keeps blocks until `until` (seconds since 1970; 2**32 - 1: until unpinned; 0: unpins), whoever dies; how many are pinned then.
+
+        A pin is never shortened by another. Error: "full" (nothing was changed) above the arena's cap. Linear in the slots."""
     def find(self, *, block_hash: bytes, parent_hash: bytes | None) -> Read:
         """A sealed block for reading. Errors: "not_found", "chain", "epoch"."""
     def close(self) -> None: ...
@@ -179,7 +195,7 @@ class Block:
 
 class JobResult:
     job_id: int
-    kind: str  # "store" | "load"
+    kind: str  # "store" | "load" | "pin" (then one status in all)
     # per block: "ok" | "present" | "no_parent" | "full" | "fenced" | "cancelled" | "not_found" | "chain" | "digest" |
     # "changed" | "epoch" | "damaged" | any other status name
     statuses: list[str]
@@ -199,6 +215,10 @@ class CopyEngine:
         """Queued behind earlier stores."""
     def release(self, block_hashes: Sequence[bytes]) -> None:
         """Queued behind earlier stores."""
+    def touch(self, block_hashes: Sequence[bytes]) -> None:
+        """Queued behind earlier stores."""
+    def pin(self, job_id: int, block_hashes: Sequence[bytes], *, until: int) -> None:
+        """As `Writer.pin`, queued behind earlier stores: a job with one status, "not_found" when none of the blocks is there."""
     def cancel(self, job_ids: Sequence[int]) -> None:
         """Drops what has not started and waits for the block being copied (bounded by one block's copy); results say "cancelled"."""
     def poll(self) -> list[JobResult]:

@@ -100,7 +100,7 @@ def flip_namespace(world: w.World) -> None:
 
 @move
 def flip_control(world: w.World) -> None:
-    world.flip(w.CONTROL, 320)
+    world.flip(w.CONTROL, 384)
 
 
 @move
@@ -166,14 +166,22 @@ def index_full_of_one_slot(world: w.World) -> None:
 @move
 def hostile_stamps_and_holds(world: w.World) -> None:
     for _ in range(8):
-        region = world.rng.choice([w.STAMPS, w.HOLDS])
-        world.set_word(region + world.rng.randrange(w.SLOTS) * 8, hostile(world))
+        slot = world.rng.randrange(w.SLOTS)
+        region = world.rng.choice([w.STAMPS, w.HOLDS, w.MARKS, None])
+        if region is not None:
+            world.set_word(region + slot * 8, hostile(world))
+        elif world.rng.random() < 0.5:  # a mark of the right generation, whatever it says
+            generation = world.word(w.STATES + slot * 8) >> 16 & 0xFFFF
+            world.set_word(w.MARKS + slot * 8, generation << 48 | world.rng.getrandbits(48))
+        else:  # quota, use, evictions of a namespace
+            at = w.NAMESPACES + world.rng.randrange(2) * 4160 + world.rng.choice([8, 16, 24])
+            world.set_word(at, hostile(world))
 
 
 @move
 def hostile_control(world: w.World) -> None:
     world.set_word(
-        w.CONTROL + world.rng.choice([0, 8, 16, 64, 128, 136, 144, 152, 192, 200, 224, 232]),
+        w.CONTROL + world.rng.choice([0, 8, 16, 64, 128, 136, 144, 152, 192, 256, 264, 288, 296]),
         hostile(world),
     )
 

@@ -53,3 +53,23 @@ def make_writer() -> Callable[..., Any]:
 @pytest.fixture
 def writer(arena: Any, make_writer: Callable[..., Any]) -> Any:
     return make_writer(arena)
+
+
+@pytest.fixture
+def small(make_arena: Callable[..., Any]) -> Any:
+    return make_arena(slots=10)
+
+
+@pytest.fixture
+def alone(small: Any, make_writer: Callable[..., Any]) -> Any:
+    return make_writer(small)
+
+
+@pytest.fixture
+def two(small: Any) -> tuple[Any, Any]:
+    """Two writers of one epoch, each with a namespace of its own."""
+    chosen = token()
+    small.begin_epoch(chosen)
+    for record in (b"A", b"B"):
+        small.add_namespace(record)
+    return tuple(small.attach_writer(shard=n, token=chosen, namespace=n) for n in (0, 1))  # type: ignore[return-value]

@@ -16,6 +16,7 @@ import pytest
 from dynamo_gpu_ft import native
 
 SLOT_BYTES = 1000  # not a multiple of anything
+FOREVER = 2**32 - 1  # the end of a pin that lasts until it is unpinned
 core = native.load()
 
 

@@ -32,7 +32,7 @@ def test_a_new_arena_is_private_fully_allocated_and_of_the_size_it_says(folder: 
     assert arena.path == str(folder / "a")
     assert arena.digest_name == core.DIGEST
     assert arena.epoch == 0
-    assert arena.counts() == {"empty": 8, "writing": 0, "sealed": 0, "held": 0}
+    assert {state: n for state, n in arena.counts().items() if n} == {"empty": 8}
     assert arena.base_address() > 0
 
 

@@ -40,9 +40,10 @@ int main(int argc, char **argv) {
   struct Place {
     uint64_t at, bytes;
   };
-  const std::vector<Place> everywhere = {{kControl, 320},          {kLanes, 6 * 64},   {kNamespaces, 2 * 4160},
+  const std::vector<Place> everywhere = {{kControl, 384},          {kLanes, 6 * 64},   {kNamespaces, 2 * 4160},
                                          {kIndex, 1024},           {kStates, 8 * kSlots}, {kStamps, 8 * kSlots},
-                                         {kHolds, 8 * kSlots},     {kHeaders, kSlots * kHeaderBytes},
+                                         {kHolds, 8 * kSlots},     {kMarks, 8 * kSlots},
+                                         {kHeaders, kSlots * kHeaderBytes},
                                          {kLedger, 2 * kHalf},     {kPayload, kSlots * kPage}};
   auto payload_part = [&](Random &r) {
     uint64_t from = r.below(kSlotBytes), bytes = 1 + r.below(kSlotBytes - from);
@@ -55,8 +56,8 @@ int main(int argc, char **argv) {
       {"flip_state", [&](Random &r) { w.flip(r, kStates, 8 * kSlots); }},
       {"flip_index", [&](Random &r) { w.flip(r, kIndex, 1024); }},
       {"flip_namespace", [&](Random &r) { w.flip(r, kNamespaces + r.below(2) * 4160, 80), w.look_anew = true; }},
-      {"flip_control_or_lane", [&](Random &r) { r.below(2) ? w.flip(r, kControl, 320) : w.flip(r, kLanes, 6 * 64); }},
-      {"flip_stamp_or_hold", [&](Random &r) { w.flip(r, r.below(2) ? kStamps : kHolds, 8 * kSlots); }},
+      {"flip_control_or_lane", [&](Random &r) { r.below(2) ? w.flip(r, kControl, 384) : w.flip(r, kLanes, 6 * 64); }},
+      {"flip_stamp_hold_or_mark", [&](Random &r) { w.flip(r, kStamps + r.below(3) * kPage, 8 * kSlots); }},
       {"flip_ledger", [&](Random &r) { w.flip(r, kLedger, 2 * kHalf); }},
       {"many_flips", [&](Random &r) {
          for (uint64_t i = 2 + r.below(30); i > 0; --i) w.flip(r, r.below(2) ? kHeaders : 0, kFileBytes - kHeaders);
@@ -171,7 +172,7 @@ int main(int argc, char **argv) {
          if (r.below(2)) std::memcpy(at, &epoch, 8);
          at[8 + r.below(16)] ^= 1u << r.below(8);
          fix_crc(at, 28, at + 28);
-         w.flip(r, kControl, r.below(2) ? 8 : 320);
+         w.flip(r, kControl, r.below(2) ? 8 : 384);
          w.stir_too = true;
        }},
       {"lying_states", [&](Random &r) {
@@ -198,8 +199,8 @@ int main(int argc, char **argv) {
          }
        }},
       {"lying_control", [&](Random &r) {
-         static constexpr uint64_t words[] = {0, 8, 16, 64, 128, 136, 144, 152, 192, 224};
-         w.set_word(kControl + words[r.below(10)], hostile(r));
+         static constexpr uint64_t words[] = {0, 8, 16, 64, 128, 136, 144, 152, 192, 256, 288};
+         w.set_word(kControl + words[r.below(11)], hostile(r));
          if (r.below(2)) w.set_word(kLanes + 8 * r.below(48), hostile(r));
        }},
       {"moved_ledger_record", [&](Random &r) {  // whole, to where it does not belong

@@ -54,7 +54,7 @@ static void copy_both_ways(gft_writer *writer, uint64_t shard, uint64_t rounds) 
     CHECK(gft_engine_store(engine, 1, out.data(), out.size()) == GFT_OK);
     std::vector<gft_bytes> hashes;
     for (const auto &text : names) hashes.push_back(bytes_of(text));
-    CHECK(gft_engine_hold(engine, hashes.data(), hashes.size(), 1) == GFT_OK);
+    CHECK(gft_engine_mark(engine, hashes.data(), hashes.size(), GFT_RELEASE) == GFT_OK);
     if (chain % 5 == 4) {
       int64_t id = 1;
       CHECK(gft_engine_cancel(engine, &id, 1) == GFT_OK);
