@@ -19,7 +19,7 @@ HERE = Path(__file__).parent / "mass"
 FAULTS = int(os.environ.get("GFT_ATTACKS", "100000"))
 SHARE = {"arena": 1.0}  # of the faults
 # What hits bytes on which little depends is noticed less often.
-SELDOM = {"flip_control_or_lane", "flip_stamp_or_hold", "flip_ledger", "lying_control"}
+SELDOM = {"flip_control_or_lane", "flip_stamp_hold_or_mark", "flip_ledger", "lying_control"}
 
 pytestmark = [
     pytest.mark.slow,
