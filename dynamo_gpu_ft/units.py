@@ -70,6 +70,19 @@ def _count(value: Any) -> int:
     return int(value)
 
 
+def _share(value: Any) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        share = float(value)
+    else:
+        match = _NUMBER.fullmatch(value.lower()) if isinstance(value, str) else None
+        if match is None or match[2]:
+            raise UnitError("it must be a share: a number between 0 and 1")
+        share = float(match[1])
+    if not math.isfinite(share):
+        raise UnitError("it must be a finite share")
+    return share
+
+
 def _bool(value: Any) -> bool:
     if isinstance(value, bool):
         return value
@@ -105,6 +118,7 @@ def _host(value: Any) -> str:
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "bytes": _bytes,
     "seconds": _seconds,
+    "share": _share,
     "count": _count,
     "port": _count,
     "bool": _bool,

@@ -17,7 +17,7 @@ from dynamo_gpu_ft import native
 from dynamo_gpu_ft.cli.progress import tracked
 from dynamo_gpu_ft.cli.render import as_json, columns
 from dynamo_gpu_ft.config import Config
-from dynamo_gpu_ft.kv import namespace
+from dynamo_gpu_ft.kv import eviction, namespace
 from dynamo_gpu_ft.recovery import ledger
 from dynamo_gpu_ft.units import format_bytes
 
@@ -71,6 +71,11 @@ def describe(arena: _core.Arena) -> dict[str, Any]:
         "digest": arena.digest_name,
         "epoch": arena.epoch,
         "counts": dict(arena.counts()),
+        "classes": _classes(arena),
+        "usage": [
+            {"namespace": n, "used": used, "quota": quota or None, "evicted_for_quota": evicted}
+            for n, (used, quota, evicted) in enumerate(arena.usage())
+        ],
         "namespaces": [namespace.decode(record) for record in arena.namespaces()],
         "blocks": _blocks(arena.scan()),
         "ledger": {"records": len(records.records), "end": records.end},
@@ -112,11 +117,18 @@ def as_text(answer: dict[str, Any]) -> str:
         f"{answer['path']}: {format_bytes(answer['file_bytes'])}, epoch {answer['epoch']}, "
         f"{answer['slots']} slots of {format_bytes(answer['slot_bytes'])}, digest {answer['digest']}",
         "slots: " + ", ".join(f"{count} {state}" for state, count in counts.items()),
+        "sealed blocks, last to be evicted first: "
+        + ", ".join(f"{count} {name}" for name, count in answer["classes"].items()),
         f"\nnamespaces: {len(answer['namespaces'])}",
     ]
     for index, record in enumerate(answer["namespaces"]):
         engine = record.get("engine", record)
+        use = answer["usage"][index]
+        quota = f" of {use['quota']}, {use['evicted_for_quota']} evicted for it" * bool(
+            use["quota"]
+        )
         parts.append(f"  {index}: " + ", ".join(f"{key}={value}" for key, value in engine.items()))
+        parts.append(f"     {use['used']} slots{quota}")
     parts.append("\nblocks:" if answer["blocks"] else "\nblocks: none")
     if answer["blocks"]:
         parts.append(_table(answer["blocks"]))
@@ -134,6 +146,18 @@ def as_text(answer: dict[str, Any]) -> str:
         if found["bad"]:
             parts.append(_table(found["bad"]))
     return "\n".join(parts)
+
+
+def _classes(arena: _core.Arena) -> dict[str, int]:
+    """Sealed blocks by how long the eviction policy keeps them, its caps applied."""
+    residents = [
+        eviction.Resident(s.slot, s.last_used, s.namespace, s.held, s.protected, s.pinned_until > 0)
+        for s in arena.scan()
+        if s.state == "sealed"
+    ]
+    caps = eviction.Caps(*arena.caps())
+    found = Counter(eviction.classes(residents, arena.slots, caps).values())
+    return {name: found[name] for name in ("pinned", "open", "protected", "probation")}
 
 
 def _blocks(slots: Sequence[_core.SlotInfo]) -> list[dict[str, Any]]:

@@ -104,6 +104,20 @@ def attach_writer(
         raise _explain(error, Path(arena.path)) from error
 
 
+def apply_limits(arena: _core.Arena, *, namespace: int, config: Config) -> None:
+    """Writes the caps of the eviction policy and this namespace's quota into the arena. Raises `ArenaError`."""
+    core = native.load()
+    quota = config.namespace_quota
+    try:
+        arena.set_caps(
+            protected_part=round(config.protected_share * 1000),
+            pinned_part=round(config.pinned_share * 1000),
+        )
+        arena.set_quota(namespace, max(1, int(arena.slots * quota)) if quota else 0)
+    except core.CoreError as error:
+        raise _explain(error, Path(arena.path)) from error
+
+
 class PrefixReader:
     """The scheduler's view of the arena: which prefix is usable in every shard. Reads states and links only, mutates nothing."""
 
@@ -151,6 +165,9 @@ class HostTier:
 
     def release(self, block_hashes: Sequence[bytes]) -> None:
         self._engine.release(block_hashes)
+
+    def pin(self, job_id: int, block_hashes: Sequence[bytes], until: int) -> None:
+        self._engine.pin(job_id, block_hashes, until=until)
 
     def cancel(self, job_ids: Iterable[int]) -> None:
         self._engine.cancel(list(job_ids))

@@ -35,6 +35,11 @@ class Tier(Protocol):
     def release(self, block_hashes: Sequence[bytes]) -> None:
         """Undoes one `hold` (or the hold a store began with). Takes effect after the stores queued before."""
 
+    def pin(self, job_id: int, block_hashes: Sequence[bytes], until: int) -> None:
+        """Keeps blocks until `until` (seconds since 1970; `policy.UNTIL_UNPINNED`; 0 unpins) whoever dies, after the stores queued
+        before. The job ends with one status: "ok", "not_found" (none of them is there), "full" (above the tier's cap: nothing
+        was changed)."""
+
     def cancel(self, job_ids: Iterable[int]) -> None:
         """Drops what has not started and waits for the block being copied, at most that long. Results: "cancelled"."""
 

@@ -53,11 +53,20 @@ def make_run(
 
 
 @dataclass(frozen=True, slots=True)
+class Pin:
+    """Blocks that must stay when their request is over, until a time in seconds since 1970; 0 ends their pin."""
+
+    request_id: str
+    block_hashes: tuple[bytes, ...]
+    until: int
+
+
+@dataclass(frozen=True, slots=True)
 class JobResult:
     """What became of a job: one status per block, in order ("ok", "present", "cancelled", "digest", ...)."""
 
     job_id: int
-    kind: str  # "store" | "load"
+    kind: str  # "store" | "load" | "pin" (then one status in all)
     statuses: tuple[str, ...]
     bytes: int
     seconds: float

@@ -30,12 +30,13 @@ _log = logging.getLogger("dynamo_gpu_ft.kv")
 
 @dataclass(slots=True)
 class _Work:
-    kind: str  # "store" | "load" | "hold" | "release"
+    kind: str  # "store" | "load" | "hold" | "release" | "pin"
     job_id: int
     blocks: Sequence[BlockRef]
     hashes: Sequence[bytes]
     ready: Any  # event recorded on the engine's stream when the work was queued; None on CPU
     bytes: int = 0
+    until: int = 0
 
 
 class DeviceTier:
@@ -91,6 +92,9 @@ class DeviceTier:
     def release(self, block_hashes: Sequence[bytes]) -> None:
         self._put(_Work("release", 0, (), list(block_hashes), None))
 
+    def pin(self, job_id: int, block_hashes: Sequence[bytes], until: int) -> None:
+        self._put(_Work("pin", job_id, (), list(block_hashes), None, until=until))
+
     def _enqueue(self, kind: str, job_id: int, blocks: Sequence[BlockRef]) -> None:
         ready = None
         if self._cuda:
@@ -143,11 +147,11 @@ class DeviceTier:
                 statuses = self._do(work)
             except Exception as error:
                 _log.error("device tier job %d failed: %s", work.job_id, error)
-                statuses = [self._status(error)] * len(work.blocks)
+                statuses = [self._status(error)] * (1 if work.kind == "pin" else len(work.blocks))
             with self._lock:
                 self._running = 0
                 self._queued -= 1
-                if work.kind in ("store", "load"):
+                if work.kind in ("store", "load", "pin"):
                     self._pending.pop(work.job_id, None)
                     self._cancelled.discard(work.job_id)
                     took = time.monotonic() - started
@@ -166,6 +170,9 @@ class DeviceTier:
         if work.kind == "release":
             self._writer.release(work.hashes)
             return []
+        if work.kind == "pin":
+            pinned = self._writer.pin(work.hashes, until=work.until)
+            return ["ok" if pinned or work.until == 0 else "not_found"]
         one = self._store_one if work.kind == "store" else self._load_one
         stream = self._streams[work.kind]
         if stream is not None and work.ready is not None:

@@ -1,4 +1,4 @@
-"""What to snapshot and what to drop when copying lags behind. Pure functions; `kv.snapshot` applies them.
+"""What to snapshot, what to drop when copying lags behind, how long to pin. Pure functions; `kv.snapshot` applies them.
 
 A prefix is only usable up to its first missing block, so within a request the latest blocks are dropped first; across
 requests those of finished requests go before those of open ones, oldest first.
@@ -6,7 +6,9 @@ requests those of finished requests go before those of open ones, oldest first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from dynamo_gpu_ft.kv.blocks import PendingStore
 
@@ -33,6 +35,25 @@ def blocks_to_store(
 def restorable_blocks(*, num_tokens: int, block_size: int, hashed_blocks: int) -> int:
     """How many leading blocks may come from outside: at least one token must be left for the engine to compute."""
     return max(0, min((num_tokens - 1) // block_size, hashed_blocks))
+
+
+#: The end of a pin that lasts until somebody unpins.
+UNTIL_UNPINNED = 2**32 - 1
+
+
+def pin_until(asked: Any, *, now: float, ttl_s: float) -> int:
+    """When the pin that a request asks for ends, in whole seconds since 1970; 0: end the pin there is.
+
+    True pins for `ttl_s` (0: until unpinned), a number for so many seconds, False unpins. `ValueError` for anything else."""
+    if asked is True:
+        seconds = ttl_s
+    elif asked is False:
+        return 0
+    elif isinstance(asked, (int, float)) and math.isfinite(asked) and asked > 0:
+        seconds = float(asked)
+    else:
+        raise ValueError("it must be true, false, or a number of seconds above 0")
+    return UNTIL_UNPINNED if seconds == 0 else min(math.ceil(now + seconds), UNTIL_UNPINNED - 1)
 
 
 def choose_drops(

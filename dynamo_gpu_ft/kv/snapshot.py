@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from dynamo_gpu_ft.kv import policy, restore
 from dynamo_gpu_ft.kv.base import Tier
-from dynamo_gpu_ft.kv.blocks import STORED, JobResult, PendingStore, Run
+from dynamo_gpu_ft.kv.blocks import STORED, JobResult, PendingStore, Pin, Run
 
 
 @dataclass(slots=True)
@@ -26,6 +26,7 @@ class SnapshotStats:
     loaded_blocks: int = 0
     loaded_bytes: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    pins: Counter[str] = field(default_factory=Counter)  # by status
     load_failures: Counter[str] = field(default_factory=Counter)
 
 
@@ -46,6 +47,7 @@ class SnapshotQueue:
         self._next_job = 1
         self._stores: dict[int, PendingStore] = {}
         self._loads: dict[int, _Load] = {}
+        self._pins: set[int] = set()
         self._held: dict[str, list[bytes]] = {}
         self._finishing: dict[str, float] = {}
         self._stats = SnapshotStats()
@@ -78,6 +80,12 @@ class SnapshotQueue:
         self._loads[job_id] = _Load(run, started + self._load_timeout_s)
         self._tier.load(job_id, run.refs())
 
+    def pin(self, pin: Pin) -> None:
+        """Queues a pin behind the stores so far; what became of it is counted."""
+        job_id = self._job()
+        self._pins.add(job_id)
+        self._tier.pin(job_id, pin.block_hashes, pin.until)
+
     def preempt(self, request_ids: Iterable[str]) -> None:
         """The engine is about to reuse these requests' blocks: nothing may read them after this returns."""
         gone = set(request_ids)
@@ -99,7 +107,7 @@ class SnapshotQueue:
     @property
     def idle(self) -> bool:
         """Nothing is under way and nothing waits to be told, so that `poll` would have no answer."""
-        return not (self._stores or self._loads or self._finishing)
+        return not (self._stores or self._loads or self._finishing or self._pins)
 
     def poll(self, *, now: float | None = None) -> Progress:
         """Collects finished jobs; cancels overdue loads and stores that hold up a finished request. Never blocks longer
@@ -129,6 +137,10 @@ class SnapshotQueue:
                     self._stats.dropped[status] += 1
             if good < len(result.statuses):
                 progress.gaps[pending.request_id] = pending.first + good
+            return
+        if result.job_id in self._pins:
+            self._pins.discard(result.job_id)
+            self._stats.pins.update(result.statuses)
             return
         load = self._loads.pop(result.job_id, None)
         if load is None:
@@ -166,6 +178,7 @@ class SnapshotQueue:
         progress.sent = set(self._finishing)
         self._loads.clear()
         self._stores.clear()
+        self._pins.clear()
         self._finishing.clear()
         return progress
 

@@ -22,11 +22,14 @@ class MemoryTier:
         write: Callable[[int, bytes], None],
         *,
         capacity: int = 1 << 30,
+        most_pinned: int = 1 << 30,
     ) -> None:
-        self.block_bytes, self.capacity = block_bytes, capacity
+        self.block_bytes, self.capacity, self.most_pinned = block_bytes, capacity, most_pinned
         self._read, self._write = read, write
         self.blocks: dict[bytes, tuple[bytes | None, bytes]] = {}  # hash -> (parent, payload)
         self.holds: dict[bytes, int] = {}
+        self.pins: dict[bytes, int] = {}  # hash -> end of its pin
+        self._until: dict[int, int] = {}  # of pin jobs
         self.damaged: set[bytes] = set()
         self._jobs: deque[tuple[str, int, Sequence[BlockRef]]] = deque()
         self._results: list[JobResult] = []
@@ -43,10 +46,15 @@ class MemoryTier:
     def release(self, block_hashes: Sequence[bytes]) -> None:
         self._jobs.append(("release", 0, [BlockRef(0, h, None, 0) for h in block_hashes]))
 
+    def pin(self, job_id: int, block_hashes: Sequence[bytes], until: int) -> None:
+        self._until[job_id] = until
+        self._jobs.append(("pin", job_id, [BlockRef(0, h, None, 0) for h in block_hashes]))
+
     def cancel(self, job_ids: Iterable[int]) -> None:
         gone = set(job_ids)
         for kind, job_id, blocks in [j for j in self._jobs if j[1] in gone]:
-            self._finish(kind, job_id, ["cancelled"] * len(blocks))
+            count = 1 if kind == "pin" else len(blocks)
+            self._finish(kind, job_id, ["cancelled"] * count)
         self._jobs = deque(j for j in self._jobs if j[1] not in gone)
 
     def poll(self) -> list[JobResult]:
@@ -78,6 +86,9 @@ class MemoryTier:
                 good = not statuses or statuses[-1] == "ok"
                 statuses.append(self._load_one(block) if good else "chain")
             self._finish(kind, job_id, statuses)
+        elif kind == "pin":
+            names = [block.block_hash for block in blocks]
+            self._finish(kind, job_id, [self._pin(names, self._until.pop(job_id))])
         else:
             for block in blocks:
                 change = 1 if kind == "hold" else -1
@@ -85,7 +96,7 @@ class MemoryTier:
         return True
 
     def _finish(self, kind: str, job_id: int, statuses: list[str]) -> None:
-        moved = statuses.count("ok") * self.block_bytes
+        moved = 0 if kind == "pin" else statuses.count("ok") * self.block_bytes
         self._results.append(JobResult(job_id, kind, tuple(statuses), moved, 0.0))
 
     def _store_one(self, block: BlockRef) -> str:
@@ -100,9 +111,20 @@ class MemoryTier:
         self.damaged.discard(block.block_hash)
         return "ok"
 
+    def _pin(self, names: list[bytes], until: int) -> str:
+        there = {name for name in names if name in self.blocks}
+        if until == 0:
+            for name in there:
+                self.pins.pop(name, None)
+            return "ok"
+        if len(there | set(self.pins)) > self.most_pinned:
+            return "full"
+        self.pins |= {name: max(until, self.pins.get(name, 0)) for name in there}
+        return "ok" if there else "not_found"
+
     def _evict(self) -> bool:
         for block_hash in self.blocks:
-            if self.holds.get(block_hash, 0) <= 0:
+            if self.holds.get(block_hash, 0) <= 0 and block_hash not in self.pins:
                 del self.blocks[block_hash]
                 return True
         return False

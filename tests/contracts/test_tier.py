@@ -13,6 +13,7 @@ from dynamo_gpu_ft import native
 from dynamo_gpu_ft.kv.base import Tier
 from dynamo_gpu_ft.kv.blocks import BlockRef, JobResult
 from dynamo_gpu_ft.kv.layout import describe
+from dynamo_gpu_ft.kv.policy import UNTIL_UNPINNED
 from dynamo_gpu_ft.sim.tier import MemoryTier
 
 LAYERS, BLOCKS, FRAGMENT = 3, 16, 4096
@@ -169,3 +170,26 @@ def test_results_are_handed_out_once(world: World) -> None:
     world.tier.store(1, chain(1))
     assert set(world.finish()) == {1}
     assert world.tier.poll() == []
+
+
+def test_a_pin_is_a_job_with_one_status_behind_the_stores(world: World) -> None:
+    world.tier.store(1, chain(1, 2))
+    world.tier.pin(2, [hash_of(0), hash_of(1), hash_of(9)], UNTIL_UNPINNED)
+    world.tier.pin(3, [hash_of(7)], UNTIL_UNPINNED)
+    world.tier.pin(4, [hash_of(0)], 0)
+    world.tier.store(5, chain(3, first=2))
+    results = world.finish()
+    assert [results[job].statuses for job in (2, 3, 4)] == [("ok",), ("not_found",), ("ok",)]
+    assert {results[job].kind for job in (2, 3, 4)} == {"pin"}
+    assert [results[job].bytes for job in (2, 3, 4)] == [0, 0, 0]
+    assert results[5].statuses == ("ok",)
+
+
+def test_a_pin_above_the_cap_is_refused(world: World) -> None:
+    if isinstance(world.tier, MemoryTier):
+        world.tier.most_pinned = 16
+    world.tier.store(1, [BlockRef(i % BLOCKS, b"%d" % i, None, 0) for i in range(17)])
+    world.tier.pin(2, [b"%d" % i for i in range(17)], UNTIL_UNPINNED)
+    world.tier.pin(3, [b"%d" % i for i in range(16)], UNTIL_UNPINNED)
+    results = world.finish()
+    assert [results[job].statuses for job in (2, 3)] == [("full",), ("ok",)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from dynamo_gpu_ft.engines.vllm.connector import GpuFtConnector
 from dynamo_gpu_ft.engines.vllm.metadata import StepMetadata, WorkerReport
 from dynamo_gpu_ft.engines.vllm.scheduler import RETRY_STEPS, SchedulerHalf
 from dynamo_gpu_ft.engines.vllm.worker import WorkerHalf
-from dynamo_gpu_ft.kv.blocks import Run, Usable
+from dynamo_gpu_ft.kv.blocks import Pin, Run, Usable
 from dynamo_gpu_ft.kv.snapshot import Progress
 from dynamo_gpu_ft.sim.tier import MemoryTier
 
@@ -46,6 +47,12 @@ def request(name: str, tokens: int, *, computed: int = 0) -> Any:
     )
 
 
+def pinned(name: str, asked: Any, tokens: int = 12) -> Any:
+    made = request(name, tokens)
+    made.kv_transfer_params = {"gpu_ft_pin": asked, "of_another_connector": 1}
+    return made
+
+
 def output(**scheduled: int) -> Any:
     """One step: `scheduled` tokens per request; request blocks are numbered from 100."""
     state = SimpleNamespace(get_block_ids=lambda _: (list(range(100, 120)),))
@@ -55,7 +62,9 @@ def output(**scheduled: int) -> Any:
 
 
 def half(blocks: int = 0, *, decode: bool = True) -> SchedulerHalf:
-    return SchedulerHalf(Reader(blocks), block_size=BLOCK, snapshot=True, decode=decode)
+    return SchedulerHalf(
+        Reader(blocks), block_size=BLOCK, snapshot=True, decode=decode, pin_ttl_s=50.0
+    )
 
 
 def test_a_step_stores_the_blocks_it_completes_and_no_block_twice() -> None:
@@ -126,6 +135,41 @@ def test_gaps_of_all_ranks_are_merged_to_the_earliest() -> None:
     merged = WorkerReport({"a": 3, "b": 1}).aggregate(WorkerReport({"a": 2, "c": 9}))
     assert isinstance(merged, WorkerReport)
     assert merged.gaps == {"a": 2, "b": 1, "c": 9}
+
+
+def test_blocks_the_engine_had_are_asked_for_as_well_so_that_the_arena_sees_their_second_use() -> (
+    None
+):
+    scheduler, req = half(), request("a", 16, computed=8)
+    assert scheduler.matched_tokens(req, 8) == (0, False)
+    scheduler.allocated(req, [100, 101, 102, 103], 0)
+    (run,) = scheduler.build(output(a=8), None).stores
+    assert (run.first, len(run.block_ids)) == (0, 4)
+
+
+@pytest.mark.parametrize(("asked", "seconds"), [(True, 50.0), (7, 7.0), (0.5, 0.5)])
+def test_a_request_that_asks_for_it_is_pinned_when_it_ends(asked: Any, seconds: float) -> None:
+    scheduler = half()
+    scheduler.allocated(req := pinned("a", asked), [100, 101, 102], 0)
+    assert scheduler.build(output(a=9), None).pins == []
+    before = time.time()
+    assert scheduler.ended(req) is True
+    step = scheduler.build(output(), None)
+    (pin,) = step.pins
+    assert (pin.request_id, pin.block_hashes) == ("a", (b"a0", b"a1"))
+    assert before + seconds <= pin.until <= time.time() + seconds + 1
+    assert step.finished == ["a"]
+    assert scheduler.build(output(), None).pins == []
+
+
+def test_a_request_can_end_a_pin_and_nonsense_is_refused() -> None:
+    scheduler, pins = half(), []
+    for name, asked in (("a", False), ("b", "long"), ("c", -1), ("d", float("inf")), ("e", None)):
+        scheduler.allocated(req := pinned(name, asked), [100, 101, 102], 0)
+        scheduler.build(output(**{name: 12}), None)
+        scheduler.ended(req)
+        pins += scheduler.build(output(), None).pins
+    assert [(p.request_id, p.until) for p in pins] == [("a", 0)]
 
 
 def connector(scheduler: SchedulerHalf | None = None, worker: WorkerHalf | None = None) -> Any:
@@ -203,6 +247,28 @@ def test_a_worker_that_fails_in_the_middle_gives_up_what_is_under_way() -> None:
     assert worker.get_finished(set()) == ({"a"}, {"b"})
     assert worker.get_block_ids_with_load_errors() == {1}
     assert worker.not_protected is not None
+
+
+def test_a_worker_pins_before_the_request_lets_go_and_counts_refusals() -> None:
+    made, tier = worker_half()
+    tier.most_pinned = 1
+    store = StepMetadata(
+        stores=[Run("a", 0, (1, 2), (b"x", b"y"), None)],
+        pins=[Pin("a", (b"x",), 99), Pin("a", (b"x", b"y"), 99)],
+        finished=["a"],
+    )
+    made.after_step(store)
+    order: list[str] = []
+    tier._finish, finish = (
+        lambda kind, *rest: (order.append(kind), finish(kind, *rest)),
+        tier._finish,
+    )
+    tier.wait(0)
+    assert order == ["store", "pin", "pin"]
+    assert tier.pins == {b"x": 99}
+    assert made.poll().sent == {"a"}
+    assert made._refusals == {"full"}
+    assert made._queue.idle
 
 
 def test_a_fenced_worker_says_so_and_stops() -> None:

@@ -77,6 +77,27 @@ def test_it_shows_namespaces_blocks_and_open_requests(
         {"request_id": "open", "prompt_tokens": 3, "generated_tokens": 2}
     ]
     assert answer["ledger"]["end"] == "clean"
+    assert answer["classes"] == {"pinned": 0, "open": 3, "protected": 0, "probation": 0}
+    assert answer["usage"] == [{"namespace": 0, "used": 3, "quota": None, "evicted_for_quota": 0}]
+
+
+def test_it_shows_what_the_policy_would_keep_and_quotas(
+    arena: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = native.load().Arena.open(str(arena))
+    opened.begin_epoch(b"u" * 16)
+    opened.begin_epoch(b"v" * 16)  # the holds of epoch 1 are over
+    writer = opened.attach_writer(shard=0, token=b"v" * 16, namespace=0)
+    writer.pin([bytes([1]) * 32], until=2**32 - 1)
+    writer.touch([bytes([2]) * 32])
+    opened.set_quota(0, 3)
+    _, answer, _ = inspect(capsys, str(arena))
+    assert answer["classes"] == {"pinned": 1, "open": 0, "protected": 1, "probation": 1}
+    assert answer["usage"][0]["quota"] == 3
+    assert main(["inspect", str(arena)]) == 0
+    text = capsys.readouterr().out
+    assert "1 pinned, 0 open, 1 protected, 1 probation" in text
+    assert "3 slots of 3, 0 evicted for it" in text
 
 
 def test_the_text_says_the_same(arena: Path, capsys: pytest.CaptureFixture[str]) -> None:

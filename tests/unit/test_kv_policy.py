@@ -1,8 +1,10 @@
 """What is snapshotted and what is dropped: examples, and properties of the drop choice."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynamo_gpu_ft.kv import policy
 from dynamo_gpu_ft.kv.blocks import PendingStore, Usable, make_run
 from dynamo_gpu_ft.kv.policy import blocks_to_store, choose_drops, restorable_blocks
 from dynamo_gpu_ft.kv.restore import outcome, plan
@@ -108,3 +110,14 @@ def test_everything_from_the_first_bad_block_on_is_bad() -> None:
     assert (answer.restored, answer.bad_block_ids, answer.reason) == (1, (5, 6), "digest")
     assert outcome([4, 5], ["ok", "ok"]).reason == "complete"
     assert outcome([4, 5], ["ok"]).bad_block_ids == (5,)
+
+
+def test_a_pin_ends_when_the_request_says_or_by_default() -> None:
+    assert policy.pin_until(True, now=100.5, ttl_s=10) == 111
+    assert policy.pin_until(True, now=100.5, ttl_s=0) == policy.UNTIL_UNPINNED
+    assert policy.pin_until(2.5, now=100.5, ttl_s=10) == 103
+    assert policy.pin_until(1e30, now=100.5, ttl_s=10) == policy.UNTIL_UNPINNED - 1
+    assert policy.pin_until(False, now=100.5, ttl_s=10) == 0
+    for nonsense in (0, -1, "yes", float("nan"), float("inf"), [], {}):
+        with pytest.raises(ValueError, match="seconds above 0"):
+            policy.pin_until(nonsense, now=100.5, ttl_s=10)

@@ -101,6 +101,7 @@ class GpuFtConnector(KVConnectorBase_V1):
             block_size=identity.block_size,
             snapshot=config.snapshot,
             decode=config.snapshot_decode,
+            pin_ttl_s=config.pin_ttl_s,
         )
 
     def _guard(self, doing: str, action: Callable[[], _T], fallback: _T) -> _T:

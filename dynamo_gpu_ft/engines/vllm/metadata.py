@@ -9,7 +9,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorWorkerMetadata,
 )
 
-from dynamo_gpu_ft.kv.blocks import Run
+from dynamo_gpu_ft.kv.blocks import Pin, Run
 
 
 @dataclass
@@ -17,13 +17,14 @@ class StepMetadata(KVConnectorMetadata):
     """Orders for one engine step: runs to store once it has run, and runs to load.
 
     `finished` requests ended and their blocks wait for our word; `released` ones ended without that;
-    `preempted` ones have lost their blocks. `lost` are loads that were promised to vLLM and cannot be done."""
+    `preempted` ones have lost their blocks. `pins` are wishes of requests that ended. `lost` are loads that were promised to vLLM and cannot be done."""
 
     stores: list[Run] = field(default_factory=list)
     loads: list[Run] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
     preempted: list[str] = field(default_factory=list)
+    pins: list[Pin] = field(default_factory=list)
     lost: list[Run] = field(default_factory=list)
 
 

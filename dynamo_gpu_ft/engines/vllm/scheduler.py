@@ -6,6 +6,8 @@ copying is the worker half's.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,10 +15,16 @@ from typing import Any, Protocol
 from dynamo_gpu_ft.engines.vllm import compat
 from dynamo_gpu_ft.engines.vllm.metadata import StepMetadata
 from dynamo_gpu_ft.kv import policy, restore
-from dynamo_gpu_ft.kv.blocks import Run, Usable, make_run
+from dynamo_gpu_ft.kv.blocks import Pin, Run, Usable, make_run
+from dynamo_gpu_ft.metrics import metrics
 
 #: A block that could not be stored is tried again this many steps later.
 RETRY_STEPS = 32
+
+#: What a request says in its `kv_transfer_params` to keep its blocks: true, false, or seconds.
+PIN = "gpu_ft_pin"
+
+_log = logging.getLogger("dynamo_gpu_ft.engines.vllm")
 
 
 class Reader(Protocol):
@@ -25,7 +33,10 @@ class Reader(Protocol):
 
 @dataclass(slots=True)
 class _Tracked:
-    """One request the scheduler has given blocks to. `stored` counts the leading blocks asked to be stored."""
+    """One request the scheduler has given blocks to. `stored` counts the leading blocks asked to be stored.
+
+    Blocks that vLLM found in its own pool are asked for too: the arena has most of them, and finding one present is how it
+    learns that a second request used it, which keeps shared prompts that always hit in the engine from being evicted."""
 
     request: Any
     stored: int = 0
@@ -35,7 +46,15 @@ class _Tracked:
 class SchedulerHalf:
     """Called from EngineCore's one thread; nothing here blocks."""
 
-    def __init__(self, reader: Reader, *, block_size: int, snapshot: bool, decode: bool) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        *,
+        block_size: int,
+        snapshot: bool,
+        decode: bool,
+        pin_ttl_s: float = 0.0,
+    ) -> None:
         self._reader, self._block_size = reader, block_size
         self._snapshot, self._decode = snapshot, decode
         self._tracked: dict[str, _Tracked] = {}
@@ -44,6 +63,9 @@ class SchedulerHalf:
         self._loading: set[str] = set()
         self._finished: list[str] = []
         self._released: list[str] = []
+        self._pins: list[Pin] = []
+        self._pin_ttl_s = pin_ttl_s
+        self._said = False  # that a request's wish is malformed
         self._step = 0
 
     def matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
@@ -85,9 +107,10 @@ class SchedulerHalf:
             loads=self._loads,
             finished=self._finished,
             released=self._released,
+            pins=self._pins,
             preempted=list(scheduler_output.preempted_req_ids or ()),
         )
-        self._loads, self._finished, self._released = [], [], []
+        self._loads, self._finished, self._released, self._pins = [], [], [], []
         for request_id, scheduled in scheduler_output.num_scheduled_tokens.items():
             tracked = self._tracked.get(request_id)
             if tracked is None or not self._snapshot or self._step < tracked.not_before:
@@ -142,8 +165,25 @@ class SchedulerHalf:
         tracked = self._tracked.pop(request_id, None)
         if tracked is None or tracked.stored == 0:
             return False
+        self._pin(request, tracked.stored)
         if request_id in self._loading:
             self._released.append(request_id)
             return False
         self._finished.append(request_id)
         return True
+
+    def _pin(self, request: Any, blocks: int) -> None:
+        """NOTE: vLLM hands a request's `kv_transfer_params` through as they are; other connectors pass our key over."""
+        asked = (getattr(request, "kv_transfer_params", None) or {}).get(PIN)
+        if asked is None:
+            return
+        try:
+            until = policy.pin_until(asked, now=time.time(), ttl_s=self._pin_ttl_s)
+        except ValueError as rule:
+            metrics().add("pins_refused_total", 1, reason="malformed")
+            if not self._said:
+                _log.warning("PIN REFUSED (said once): %s of a request is %r; %s", PIN, asked, rule)
+            self._said = True
+            return
+        names = tuple(bytes(h) for h in request.block_hashes[:blocks])
+        self._pins.append(Pin(request.request_id, names, until))

@@ -26,6 +26,11 @@ _log = logging.getLogger("dynamo_gpu_ft.engines.vllm")
 #: Why a block was never copied; every other reason means that it was, and could not be sealed.
 NOT_TRIED = frozenset({"lag", "cancelled", "full", "no_parent"})
 
+PIN_REFUSED = {
+    "full": "pinned blocks may not have more of the arena: raise DYN_GPU_FT_PINNED_SHARE, or unpin some",
+    "not_found": "none of the request's blocks is in the arena: it is too short, or they were dropped",
+}
+
 
 class WorkerHalf:
     """One rank's stores and loads. Construct with `join`."""
@@ -33,6 +38,7 @@ class WorkerHalf:
     def __init__(self, tier: Tier, config: Config, block_size: int) -> None:
         self._tier, self._block_size = tier, block_size
         self._fenced = False
+        self._refusals: set[str] = set()  # reasons that were said already
         self._queue = SnapshotQueue(
             tier, max_lag_bytes=config.max_lag_bytes, load_timeout_s=config.load_timeout_s
         )
@@ -61,6 +67,7 @@ class WorkerHalf:
             ),
             takeover=config.takeover,
         )
+        arena.apply_limits(opened, namespace=writer.namespace, config=config)
         port = port_of("worker", config.metrics_port, rank=shard)
         metrics().start("worker", port=port, host=config.metrics_host)
         metrics().set("info", 1, version=__version__, digest=opened.digest_name)
@@ -96,6 +103,8 @@ class WorkerHalf:
         """After the forward pass: this step's blocks are complete."""
         for run in step.stores:
             self._queue.store(run)
+        for pin in step.pins:  # before their requests let go
+            self._queue.pin(pin)
         for request_id in step.finished:
             self._queue.finish(request_id)
         for request_id in step.released:
@@ -138,5 +147,14 @@ class WorkerHalf:
                 recorder.add("snapshot_dropped_blocks_total", count, reason=reason)
             else:
                 recorder.add("seal_failures_total", count, reason=reason)
+        for reason, count in stats.pins.items():
+            if reason != "ok":
+                self._refused(reason, count)
         for reason, count in stats.load_failures.items():
             recorder.add("verify_failures_total", count, reason=reason)
+
+    def _refused(self, reason: str, count: int) -> None:
+        metrics().add("pins_refused_total", count, reason=reason)
+        if reason not in self._refusals:
+            self._refusals.add(reason)
+            _log.warning("PIN REFUSED (%s): %s", reason, PIN_REFUSED.get(reason, "see the metric"))
