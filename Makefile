@@ -8,6 +8,7 @@
 #                            index), none (the default indexes only) or the URL of an index
 #   JSON=FILE                also write the result of `make demo` or `make bench` there
 #   NAMES="a b"              which benchmarks
+#   FUZZ_SECONDS=60          how long each target of `make fuzz` runs
 #   MARK="not gpu"           which tests (a pytest marker expression);  TESTS=tests  where from
 
 SHELL := /bin/bash
@@ -22,6 +23,7 @@ MARK ?= not gpu
 TESTS ?= tests
 JSON ?=
 NAMES ?=
+FUZZ_SECONDS ?= 60
 
 # An installed vLLM is worth using where there is a GPU for it to run on.
 ifeq ($(origin ENGINE_PYTHON),undefined)
@@ -47,7 +49,7 @@ endif
 PY := $(VENV)/bin/python
 CORE := $(wildcard csrc/*.* csrc/*/*.* setup.py)
 
-.PHONY: help env demo test lint bench sanitize doctor clean
+.PHONY: help env demo test lint bench sanitize fuzz bench-lmcache doctor clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -71,7 +73,16 @@ bench: $(VENV)/.project ## benchmarks: make bench NAMES="arena_copy" JSON=rows.j
 
 sanitize: $(VENV)/.project ## the native core under ASan, UBSan and TSan
 	@$(MAKE) -C tests/native/programs -j$(shell nproc) sanitize
+	@$(MAKE) -C tests/fuzz -j$(shell nproc) asan-replay
 	@.ci/sanitize $(PY) -m "not slow and not gpu"
+
+fuzz: $(VENV)/.project ## libFuzzer and atheris on every parser of foreign bytes, FUZZ_SECONDS=60 each (needs clang)
+	@$(PY) -c 'import atheris' 2>/dev/null || $(PY) -m pip install -q --no-deps atheris==3.0.0
+	@PYTHONPATH=$(CURDIR) $(MAKE) -C tests/fuzz fuzz SECONDS=$(FUZZ_SECONDS) PYTHON=$(abspath $(PY))
+
+bench-lmcache: ## the environment with vLLM 0.32 and LMCache that `bench restore_blocks` compares with
+	@$(PYTHON) requirements/make_env.py packages .venv-vllm/lmcache --engine requirements/vllm-0.32.0.txt \
+	    --common requirements/bench-lmcache.txt --torch-index $(TORCH_INDEX)
 
 doctor: ## what is real, simulated or missing here, and the command that mends it
 	@$(if $(wildcard $(PY)),$(PY),python3) dynamo_gpu_ft/cli/doctor.py

@@ -29,9 +29,19 @@ CONNECTOR = {
 
 
 class Engine:
-    """Runs from `__enter__` to `__exit__`. `settings` switches the connector on, with these keys; None is plain vLLM."""
+    """Runs from `__enter__` to `__exit__`. `settings` switches the connector on, with these keys; None is plain vLLM.
 
-    def __init__(self, model: Path, *, settings: dict[str, Any] | None, dtype: str) -> None:
+    `transfer` is somebody else's connector as vLLM's own configuration; `python` the interpreter whose vLLM is used."""
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        settings: dict[str, Any] | None,
+        dtype: str,
+        transfer: dict[str, Any] | None = None,
+        python: str = sys.executable,
+    ) -> None:
         arguments: dict[str, Any] = {
             "model": str(model),
             "dtype": dtype,
@@ -44,7 +54,10 @@ class Engine:
         }
         if settings is not None:
             arguments["kv_transfer_config"] = {**CONNECTOR, "kv_connector_extra_config": settings}
+        elif transfer is not None:
+            arguments["kv_transfer_config"] = transfer
         self.protected = settings is not None
+        self._python = python
         self._arguments = arguments
         self._log = Path(tempfile.mkstemp(prefix="gft-bench-engine.", suffix=".log")[1])
         self._rest = b""
@@ -66,7 +79,7 @@ class Engine:
         }
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, json.dumps(self._arguments)],
+                [self._python, __file__, json.dumps(self._arguments)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -128,6 +141,8 @@ def _serve(arguments: dict[str, Any]) -> None:
     os.dup2(2, 1)  # vLLM prints; the answers keep a descriptor of their own
     from vllm import LLM, SamplingParams
 
+    if arguments.get("kv_transfer_config", {}).get("kv_connector", "").startswith("LMCache"):
+        _mend_a_module_search()
     llm = LLM(**arguments)
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
@@ -146,6 +161,18 @@ def _serve(arguments: dict[str, Any]) -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
 
+def _mend_a_module_search() -> None:
+    """NOTE: vLLM 0.32 walks all of sys.modules, and fails at an extension module whose `vars` is no mapping; LMCache's
+    packages bring one. For this process the search passes over it."""
+    import types
+
+    from vllm.triton_utils import dispatcher
+
+    dispatcher.vars = lambda module: (  # type: ignore[attr-defined]
+        module.__dict__ if isinstance(module.__dict__, dict | types.MappingProxyType) else {}
+    )
+
+
 def _settled() -> list[str]:
     """Waits, outside the measured time, until every KV snapshot taken so far is in the arena."""
     from vllm.distributed import kv_transfer
@@ -156,7 +183,8 @@ def _settled() -> list[str]:
     worker = getattr(connector, "_worker", None)
     if worker is not None:
         worker._tier.wait(30.0)
-    return [connector.not_protected] if connector.not_protected else []
+    why = getattr(connector, "not_protected", None)  # another connector says nothing
+    return [why] if why else []
 
 
 if __name__ == "__main__":

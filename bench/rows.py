@@ -5,7 +5,7 @@ Every bench yields rows; the entry point adds where and when they were measured.
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +102,13 @@ def _short(value: float) -> float:
 
 @dataclass(frozen=True)
 class Options:
-    """How to measure. `quick` is for trying a bench out: its figures are not to be quoted."""
+    """How to measure. `quick` is for trying a bench out: its figures are not to be quoted.
+
+    `lacking` takes one line for each part whose environment is missing; the other parts are still measured."""
 
     quick: bool
     say: Callable[[str], None]
+    lacking: list[str] = field(default_factory=list)
 
 
 Plot = Callable[[Sequence[Row], Path], None]

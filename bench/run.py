@@ -28,6 +28,7 @@ QUESTIONS = {
     "relayout": "how fast KV of one layout becomes KV of another, beside memcpy",
     "vllm_overhead": "what the connector costs vLLM in throughput",
     "vllm_restore": "time to the first token after a restart, KV restored beside prefilled again",
+    "restore_blocks": "restoring 10,000 blocks, and real prompts after a restart, beside LMCache and vLLM alone",
     "vllm_recovery": "how long a recovery takes, by phase, and how often bfloat16 streams are identical",
 }
 
@@ -44,11 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     status, every = 0, []
     for name in args.names or QUESTIONS:
         try:
-            rows = _measure(name, args, busy)
+            rows, lacking = _measure(name, args, busy)
         except (GpuFtError, ImportError) as error:
             print(f"bench {name} could not run: {error}", file=sys.stderr)
             status = 2
             continue
+        for line in lacking:
+            print(f"bench {name}: a part could not run: {line}", file=sys.stderr)
+            status = 2
         every += rows
         print(f"\n{markdown(rows)}", flush=True)
         if args.save:
@@ -78,21 +82,23 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _measure(name: str, args: argparse.Namespace, busy: str) -> list[Row]:
+def _measure(name: str, args: argparse.Namespace, busy: str) -> tuple[list[Row], list[str]]:
     started = time.monotonic()
 
     def say(line: str) -> None:
         print(f"[bench] {name} {time.monotonic() - started:5.0f} s  {line}", file=sys.stderr)
 
     say(QUESTIONS[name])
-    rows = importlib.import_module(f"bench.{name}").measure(Options(quick=args.quick, say=say))
-    return placed(
+    options = Options(quick=args.quick, say=say)
+    rows = importlib.import_module(f"bench.{name}").measure(options)
+    rows = placed(
         rows,
         machine=machine.machine(),
         date=machine.today(),
         commit=machine.commit(),
         command=f"python bench/run.py {name}" + " --quick" * args.quick + f" ({busy})" * bool(busy),
     )
+    return rows, options.lacking
 
 
 def _busy() -> str:

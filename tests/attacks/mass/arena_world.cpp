@@ -119,7 +119,9 @@ void ArenaWorld::write_ledger(gft_ledger *ledger, uint64_t count, const char *pr
 void ArenaWorld::resize(uint64_t bytes) { CHECK(ftruncate(descriptor_, static_cast<off_t>(bytes)) == 0); }
 
 void ArenaWorld::restore() {
-  std::memcpy(memory, sound.data(), kNamespaces + 2 * kPage + kPage);  // nothing touches the empty namespace records
+  std::memcpy(memory, sound.data(), kNamespaces + 2 * 4160);
+  for (uint64_t at = kNamespaces; at < kIndex - 64; at += 4160)  // of the empty records only the counts are ever written
+    std::memcpy(memory + at, sound.data() + at, 64);
   std::memcpy(memory + kIndex, sound.data() + kIndex, kFileBytes - kIndex);
   look_anew = stir_too = false;
   if (stirred_) std::erase_if(truth_, [](const auto &each) { return each.first.find("stirred") != std::string::npos; });
