@@ -93,6 +93,7 @@ PYBIND11_MODULE(_core, module) {
   bind_arena(module);
   bind_writer(module);
   bind_copy(module);
+  bind_device(module);
   bind_ledger(module);
   bind_relayout(module);
 }

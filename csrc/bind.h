@@ -65,11 +65,31 @@ struct PyWriter {
   uint64_t epoch = 0;
 };
 
+struct PyLayout {
+  std::vector<gft_region> regions;
+  uint64_t block_bytes = 0, num_blocks = 0;
+};
+
+struct PyBlock {
+  uint64_t block_id;
+  std::string hash;
+  std::optional<std::string> parent;
+  uint64_t position;
+};
+
+struct PyEngine {
+  std::shared_ptr<gft_engine> handle;
+};
+struct PyDeviceEngine : PyEngine {};
+// Views into the blocks; they live as long as those.
+std::vector<gft_block> views(const std::vector<const PyBlock *> &blocks);
+
 [[noreturn]] void raise_core_error(const char *code, const std::string &text);
 
 void bind_arena(py::module_ &module);
 void bind_writer(py::module_ &module);
 void bind_copy(py::module_ &module);
+void bind_device(py::module_ &module);
 void bind_ledger(py::module_ &module);
 void bind_relayout(py::module_ &module);
 

@@ -9,18 +9,6 @@ namespace {
 
 constexpr double kSlice = 0.1;  // seconds
 
-struct PyLayout {
-  std::vector<gft_region> regions;
-  uint64_t block_bytes = 0, num_blocks = 0;
-};
-
-struct PyBlock {
-  uint64_t block_id;
-  std::string hash;
-  std::optional<std::string> parent;
-  uint64_t position;
-};
-
 struct PyJobResult {
   int64_t job_id;
   std::string kind;
@@ -28,10 +16,6 @@ struct PyJobResult {
   uint64_t bytes;
   double seconds;
   std::string detail;
-};
-
-struct PyEngine {
-  std::shared_ptr<gft_engine> handle;
 };
 
 PyLayout make_layout(const std::vector<std::tuple<uint64_t, uint64_t, uint64_t, uint64_t>> &regions) {
@@ -49,10 +33,7 @@ PyEngine make_engine(const PyWriter &writer, const PyLayout &layout, int threads
 
 template <gft_status (*Submit)(gft_engine *, int64_t, const gft_block *, size_t)>
 void submit(const PyEngine &engine, int64_t job_id, const std::vector<const PyBlock *> &blocks) {
-  std::vector<gft_block> views_;
-  views_.reserve(blocks.size());
-  for (const PyBlock *block : blocks)
-    views_.push_back({block->block_id, view(block->hash), view(block->parent), block->position});
+  auto views_ = views(blocks);
   call([&] { return Submit(engine.handle.get(), job_id, views_.data(), views_.size()); });
 }
 
@@ -85,6 +66,13 @@ std::vector<PyJobResult> poll(const PyEngine &engine) {
 }
 
 }  // namespace
+
+std::vector<gft_block> views(const std::vector<const PyBlock *> &blocks) {
+  std::vector<gft_block> out;
+  out.reserve(blocks.size());
+  for (const PyBlock *block : blocks) out.push_back({block->block_id, view(block->hash), view(block->parent), block->position});
+  return out;
+}
 
 void bind_copy(py::module_ &module) {
   py::class_<PyLayout>(module, "Layout")

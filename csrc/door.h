@@ -63,4 +63,12 @@ inline std::vector<std::string_view> views(const gft_bytes *bytes, size_t count)
   return out;
 }
 
+inline std::vector<BlockSpec> specs(const gft_block *blocks, size_t count) {
+  std::vector<BlockSpec> out;
+  out.reserve(count);
+  for (size_t i = 0; i < count; ++i)
+    out.push_back({blocks[i].block_id, std::string(view(blocks[i].hash)), parent_of(blocks[i].parent), blocks[i].position});
+  return out;
+}
+
 }  // namespace gft

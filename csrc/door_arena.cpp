@@ -31,7 +31,7 @@ const char *gft_status_name(gft_status status) {
   static constexpr const char *names[] = {"ok",     "present", "exists",    "not_found", "no_space",  "invalid",
                                           "io",     "damaged", "version",   "mismatch",  "read_only", "timed_out",
                                           "full",   "busy",    "fenced",    "no_parent", "chain",     "epoch",
-                                          "digest", "changed", "cancelled", "closed",    "forked",    "internal"};
+                                          "digest", "changed", "cancelled", "closed",    "forked",    "device",    "internal"};
   static_assert(sizeof names / sizeof *names == GFT_INTERNAL + 1);
   return status >= 0 && status <= GFT_INTERNAL ? names[status] : "internal";
 }

@@ -6,20 +6,13 @@
 
 using gft::behind_wall;
 using gft::parent_of;
+using gft::specs;
 using gft::view;
 using gft::views;
 
 namespace {
 
 const std::string *pointer(const std::optional<std::string> &text) { return text ? &*text : nullptr; }
-
-std::vector<gft::BlockSpec> specs(const gft_block *blocks, size_t count) {
-  std::vector<gft::BlockSpec> out;
-  out.reserve(count);
-  for (size_t i = 0; i < count; ++i)
-    out.push_back({blocks[i].block_id, std::string(view(blocks[i].hash)), parent_of(blocks[i].parent), blocks[i].position});
-  return out;
-}
 
 }  // namespace
 
@@ -158,8 +151,9 @@ gft_status gft_layout_measure(const gft_region *regions, size_t count, uint64_t 
 }
 
 gft_status gft_engine_create(gft_writer *writer, const gft_region *regions, size_t count, int threads, gft_engine **out) {
-  return behind_wall(
-      [&] { *out = new gft_engine{gft::Engine::start(writer->writer, gft::Layout::of(regions, count), threads)}; });
+  return behind_wall([&] {
+    *out = new gft_engine{gft::Engine::start(writer->writer, gft::Layout::of(regions, count), threads, gft::host_mover)};
+  });
 }
 
 gft_status gft_engine_store(gft_engine *engine, int64_t job_id, const gft_block *blocks, size_t count) {

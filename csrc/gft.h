@@ -38,6 +38,7 @@ typedef enum gft_status {
   GFT_CANCELLED, /* dropped on request before it started */
   GFT_CLOSED,    /* the handle was closed */
   GFT_FORKED,    /* the handle belongs to the parent process */
+  GFT_DEVICE,    /* the device is lost, wedged or refused; what was being copied does not count */
   GFT_INTERNAL   /* out of memory or a broken invariant of ours */
 } gft_status;
 

@@ -3,6 +3,7 @@
 #include "engine.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <utility>
 
@@ -23,12 +24,14 @@ constexpr double kCancelSeconds = 30;
 
 }  // namespace
 
-Engine::Engine(std::shared_ptr<Writer> writer, Layout layout)
+Engine::Engine(std::shared_ptr<Writer> writer, Layout layout, std::shared_ptr<Mover> mover, PaceRules pace)
     : writer_(std::move(writer)),
       layout_(std::move(layout)),
       fork_generation_(fork_generation()),
       kept_(writer_->keep_lane()),
-      line_(writer_, layout_) {}
+      mover_(std::move(mover)),
+      line_(writer_, *mover_),
+      pace_(pace) {}
 
 Engine::~Engine() {
   for (std::thread &thread : threads_)
@@ -40,7 +43,7 @@ void Engine::check() const {
     fail(GFT_FORKED, "this copy engine's threads live in the parent of this forked process; make one here");
 }
 
-void Engine::submit(bool load, int64_t job_id, std::vector<BlockSpec> blocks) {
+void Engine::submit(bool load, int64_t job_id, std::vector<BlockSpec> blocks, uint64_t stream) {
   check();
   for (const BlockSpec &block : blocks) {
     if (block.block_id >= layout_.num_blocks)
@@ -57,6 +60,8 @@ void Engine::submit(bool load, int64_t job_id, std::vector<BlockSpec> blocks) {
   job->load = load;
   job->blocks = std::move(blocks);
   job->statuses.assign(job->blocks.size(), GFT_OK);
+  job->settled.assign(job->blocks.size(), false);
+  job->ready = mover_->after(stream);
   job->remaining = job->blocks.size();
 
   Lock lock(mutex_);
@@ -87,6 +92,7 @@ void Engine::pin(int64_t job_id, std::vector<std::string> hashes, uint32_t until
   job->id = job_id;
   job->load = false;
   job->statuses.assign(1, GFT_OK);
+  job->settled.assign(1, false);
   job->remaining = 1;
   Lock lock(mutex_);
   must_be_new(job_id);
@@ -121,6 +127,8 @@ void Engine::complete(Job &job) {
 }
 
 void Engine::settle(Job &job, size_t index, gft_status status, const std::string &detail) {
+  if (job.settled[index]) return;
+  job.settled[index] = true;
   job.statuses[index] = status;
   if (job.detail.empty()) job.detail = detail;
   if (!job.load) --backlog_blocks_;
@@ -128,6 +136,7 @@ void Engine::settle(Job &job, size_t index, gft_status status, const std::string
 }
 
 void Engine::drop_queued(Job &job) {
+  job.unwanted = true;
   if (job.load) {
     size_t from = std::exchange(job.next, job.blocks.size());
     loads_.erase(std::remove_if(loads_.begin(), loads_.end(), [&](auto &queued) { return queued.get() == &job; }),
@@ -152,7 +161,7 @@ void Engine::cancel(const std::vector<int64_t> &job_ids) {
   for (int64_t id : job_ids)
     if (auto active = active_.find(id); active != active_.end()) jobs.push_back(active->second);
   for (auto &job : jobs) drop_queued(*job);
-  bool stopped = progress_.wait_until(lock, after(kCancelSeconds), [&] {
+  bool stopped = wait_for(lock, after(kCancelSeconds), [&] {
     return std::all_of(jobs.begin(), jobs.end(), [](auto &job) { return job->remaining == 0; });
   });
   if (!stopped)
@@ -165,13 +174,14 @@ void Engine::cancel(const std::vector<int64_t> &job_ids) {
 std::vector<std::shared_ptr<Job>> Engine::poll() {
   check();
   Lock lock(mutex_);
+  watch(lock);
   return std::exchange(finished_, {});
 }
 
 bool Engine::wait(double seconds) {
   check();
   Lock lock(mutex_);
-  return progress_.wait_until(lock, after(seconds), [this] { return idle(); });
+  return wait_for(lock, after(seconds), [this] { return idle(); });
 }
 
 void Engine::backlog(uint64_t &blocks, uint64_t &bytes) {
@@ -181,12 +191,56 @@ void Engine::backlog(uint64_t &blocks, uint64_t &bytes) {
   bytes = backlog_blocks_ * layout_.block_bytes;
 }
 
+void Engine::step(double seconds) {
+  check();
+  Lock lock(mutex_);
+  pace_.step(seconds_now(), seconds);
+}
+
+double Engine::pause_before_stores() {
+  // Nobody's step is at stake any more once the engine closes.
+  if (closing_) return 0;
+  return pace_.wait(seconds_now());
+}
+
+std::vector<std::pair<std::string, double>> Engine::facts() {
+  check();
+  auto facts = mover_->facts();
+  Lock lock(mutex_);
+  facts.emplace_back("store_rate", pace_.rate());
+  facts.emplace_back("usual_step_seconds", pace_.usual_step());
+  return facts;
+}
+
+void Engine::watch(Lock &) {
+  if (active_.empty() || !mover_->stuck()) return;
+  auto jobs = active_;
+  for (auto &[id, job] : jobs) {
+    drop_queued(*job);
+    // A load is different: its target is the engine's memory, which nobody may have while a device could still write there.
+    if (job->load) continue;
+    job->given_up = true;
+    for (size_t i = 0; i < job->statuses.size(); ++i)
+      settle(*job, i, GFT_DEVICE, "a call into the device's driver does not come back; the device is wedged, end this process");
+  }
+}
+
+bool Engine::wait_for(Lock &lock, Job::Clock::time_point deadline, const std::function<bool()> &done) {
+  while (true) {
+    auto slice = std::min(deadline, Job::Clock::now() + std::chrono::milliseconds(100));
+    if (progress_.wait_until(lock, slice, done)) return true;
+    watch(lock);
+    if (done()) return true;
+    if (slice == deadline) return false;
+  }
+}
+
 bool Engine::close(double seconds) {
   check();
   Lock lock(mutex_);
   closing_ = true;
   auto deadline = after(seconds);
-  progress_.wait_until(lock, deadline, [this] { return idle(); });
+  wait_for(lock, deadline, [this] { return idle(); });
   auto jobs = active_;
   for (auto &[id, job] : jobs) drop_queued(*job);
   marks_pending_ -= stores_.size();
@@ -197,8 +251,13 @@ bool Engine::close(double seconds) {
   auto threads = std::exchange(threads_, {});
   lock.unlock();
   for (std::thread &thread : threads) thread.join();
+  double left = std::chrono::duration<double>(deadline - Job::Clock::now()).count();
+  bool done = mover_->finish(std::max(left, 0.1));
+  lock.lock();
+  // A slot that a device may still write to keeps its lane's lock until this process ends.
+  if (kept_ && (!done || line_.holds_slots())) new Writer::LaneKept(kept_);
   kept_.reset();
-  return true;
+  return done;
 }
 
 void Engine::abandon() noexcept {

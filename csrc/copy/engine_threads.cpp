@@ -4,6 +4,7 @@
 #include <signal.h>
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "engine.h"
@@ -11,7 +12,8 @@
 
 namespace gft {
 
-std::shared_ptr<Engine> Engine::start(std::shared_ptr<Writer> writer, Layout layout, int threads) {
+std::shared_ptr<Engine> Engine::start(std::shared_ptr<Writer> writer, Layout layout, int threads, const MakeMover &make,
+                                      PaceRules pace) {
   if (threads < 1 || threads > 64)
     fail(GFT_INVALID, "a copy engine with %d threads; it must have between 1 and 64", threads);
   uint64_t payload = writer->core().geometry().slot_bytes;
@@ -21,9 +23,11 @@ std::shared_ptr<Engine> Engine::start(std::shared_ptr<Writer> writer, Layout lay
          (unsigned long long)layout.block_bytes);
   writer->check();
   uint64_t slots = writer->core().geometry().slots;
-  auto engine = std::make_shared<Engine>(std::move(writer), std::move(layout));
+  auto mover = make(writer, layout);
+  uint64_t batch = std::max<uint64_t>(mover->batch(), 1);
+  auto engine = std::make_shared<Engine>(std::move(writer), std::move(layout), std::move(mover), pace);
   // Blocks that are copied but wait for the head of the line keep their slots; a slow head must not use up the arena.
-  engine->line_limit_ = std::clamp<uint64_t>(slots / 4, 1, 4 * static_cast<uint64_t>(threads));
+  engine->line_limit_ = std::clamp<uint64_t>(slots / 4, 1, 4 * batch * static_cast<uint64_t>(threads));
   // The host's signal handlers must run in the host's threads.
   sigset_t all, before;
   sigfillset(&all);
@@ -62,7 +66,10 @@ bool Engine::work_on_something(Lock &lock) {
   if (load) {
     work_on_load(lock, std::move(load));
   } else if (!stores_.empty() && in_line_ < line_limit_) {
-    work_on_store(lock);
+    if (double pause = pause_before_stores(); pause > 0)
+      work_.wait_for(lock, std::chrono::duration<double>(pause));
+    else
+      work_on_store(lock);
   } else if (stop_ && stores_.empty()) {
     return false;
   } else {
@@ -96,13 +103,18 @@ void Engine::work_on_load(Lock &lock, std::shared_ptr<Job> job) {
     std::erase(loads_, job);
     return;
   }
-  size_t index = job->next++;
+  size_t from = job->next, count = std::min(std::max<size_t>(mover_->batch(), 1), job->found.size() - from);
+  job->next += count;
   if (job->next == job->found.size()) std::erase(loads_, job);
   lock.unlock();
-  Outcome outcome = load_one(*writer_, layout_, job->blocks[index], job->found[index]);
+  auto outcomes = load_some(*writer_, *mover_, *job, from, count);
   lock.lock();
-  settle(*job, index, outcome.status, outcome.detail);
-  if (outcome.status != GFT_OK && job->next < job->found.size()) {
+  bool bad = false;
+  for (size_t i = 0; i < count; ++i) {
+    settle(*job, from + i, outcomes[i].status, outcomes[i].detail);
+    bad = bad || outcomes[i].status != GFT_OK;
+  }
+  if (bad && job->next < job->found.size()) {
     std::erase(loads_, job);
     for (size_t i = std::exchange(job->next, job->blocks.size()); i < job->found.size(); ++i) settle(*job, i, GFT_CHAIN, "");
   }
@@ -113,16 +125,31 @@ void Engine::work_on_store(Lock &lock) {
   auto turn = line_.lock();
   lock.lock();
   if (stores_.empty() || in_line_ >= line_limit_) return;
-  ++in_line_;
-  StoreItem item = std::move(stores_.front());
-  stores_.pop_front();
-  if (item.job && !item.job->started) item.job->started = Job::Clock::now();
+  // As many as go in one batch; a mark ends it, because it counts for the stores before it.
+  size_t batch = std::max<size_t>(mover_->batch(), 1);
+  std::vector<StoreItem> items;
+  while (!stores_.empty() && in_line_ < line_limit_ && items.size() < batch) {
+    ++in_line_;
+    items.push_back(std::move(stores_.front()));
+    stores_.pop_front();
+    const StoreItem &item = items.back();
+    if (item.job && !item.job->started) item.job->started = Job::Clock::now();
+    if (item.kind != StoreItem::Kind::block) break;
+  }
   lock.unlock();
-  auto flight = line_.enter(std::move(item));
+  std::vector<std::shared_ptr<StoreLine::Flight>> flights;
+  for (StoreItem &item : items) flights.push_back(line_.enter(std::move(item)));
   turn.unlock();
-  line_.copy(*flight);
+  auto claimed = static_cast<uint64_t>(
+      std::count_if(flights.begin(), flights.end(), [](const auto &flight) { return flight->claimed.has_value(); }));
+  if (claimed) {
+    lock.lock();
+    pace_.spend(seconds_now(), claimed * layout_.block_bytes);
+    lock.unlock();
+  }
+  line_.copy(flights);
   turn.lock();
-  line_.leave(*flight, [&](const StoreLine::Flight &done) {
+  auto done = [&](const StoreLine::Flight &done) {
     Lock settling(mutex_);
     if (in_line_-- == line_limit_) work_.notify_all();
     if (done.item.job) {
@@ -131,7 +158,8 @@ void Engine::work_on_store(Lock &lock) {
       --marks_pending_;
       progress_.notify_all();
     }
-  });
+  };
+  for (const auto &flight : flights) line_.leave(*flight, done);
   turn.unlock();
   lock.lock();
 }

@@ -2,6 +2,7 @@
 // All fields are guarded by the engine's queue mutex unless a comment says otherwise.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <memory>
 #include <optional>
@@ -28,7 +29,13 @@ struct Job {
   int64_t id;
   bool load;
   std::vector<BlockSpec> blocks;  // of a pin none; never changed once queued: read without the mutex
+  std::shared_ptr<void> ready;    // what a device must have done before the first byte is touched; never changed either
   std::vector<gft_status> statuses;
+  std::vector<bool> settled;
+  // Its result was given without waiting for a wedged device: whatever still arrives must not be sealed.
+  std::atomic<bool> given_up{false};
+  // Cancelled or dropped: what has not begun need not begin.
+  std::atomic<bool> unwanted{false};
   std::string detail;  // text of the first failure
   uint64_t bytes = 0;
   size_t remaining = 0, running = 0;

@@ -2,8 +2,6 @@
 // from the bytes that arrived, and the slot's generation is checked once more afterwards.
 #include "load.h"
 
-#include "stream.h"
-
 namespace gft {
 
 std::vector<Sealed> find_chain(Writer &writer, const std::vector<BlockSpec> &blocks, Outcome &end) {
@@ -42,24 +40,38 @@ std::vector<Sealed> find_chain(Writer &writer, const std::vector<BlockSpec> &blo
   return out;
 }
 
-Outcome load_one(Writer &writer, const Layout &layout, const BlockSpec &block, const Sealed &sealed) {
+std::vector<Outcome> load_some(Writer &writer, Mover &mover, const Job &job, size_t from, size_t count) {
+  std::vector<Outcome> out(count);
   Core &core = writer.core();
   try {
     writer.check();
     const Outcome changed{GFT_CHANGED, "the block was evicted while it was being loaded"};
-    if (!sealed.unchanged(core)) return changed;
-    core.prefault_payload(sealed.slot);
-    Digest digest = load_block(core.digest(), layout, block.block_id, core.payload(sealed.slot));
-    if (!sealed.unchanged(core)) return changed;
-    if (digest != std::to_array(sealed.header.digest)) {
-      writer.drop(sealed);
-      return {GFT_DIGEST, "the payload in slot " + std::to_string(sealed.slot) + " is not what was sealed; it was dropped"};
+    std::vector<Move> moves(count);
+    for (size_t i = 0; i < count; ++i) {
+      const Sealed &sealed = job.found[from + i];
+      moves[i].block_id = job.blocks[from + i].block_id;
+      moves[i].slot = sealed.slot;
+      moves[i].job = &job;
+      if (!sealed.unchanged(core)) moves[i].status = changed.status, moves[i].detail = changed.detail;
+    }
+    mover.in(moves);
+    for (size_t i = 0; i < count; ++i) {
+      const Sealed &sealed = job.found[from + i];
+      if (moves[i].status != GFT_OK) {
+        out[i] = {moves[i].status, moves[i].detail};
+      } else if (!sealed.unchanged(core)) {
+        out[i] = changed;
+      } else if (moves[i].digest != std::to_array(sealed.header.digest)) {
+        writer.drop(sealed);
+        out[i] = {GFT_DIGEST, "the payload in slot " + std::to_string(sealed.slot) + " is not what was sealed; it was dropped"};
+      }
     }
   } catch (...) {
     Fail why = current_failure();
-    return {why.code, why.text};
+    for (Outcome &each : out)
+      if (each.status == GFT_OK) each = {why.code, why.text};
   }
-  return {};
+  return out;
 }
 
 }  // namespace gft

@@ -4,7 +4,7 @@
 
 #include "../arena/writer.h"
 #include "job.h"
-#include "layout.h"
+#include "mover.h"
 
 namespace gft {
 
@@ -15,7 +15,7 @@ struct Outcome {
 
 // Headers only. Returns the leading blocks that can be loaded, as one chain; `end` says why there are no more.
 std::vector<Sealed> find_chain(Writer &writer, const std::vector<BlockSpec> &blocks, Outcome &end);
-// Copies one block to where the engine wants it. Anything but GFT_OK: the bytes there are worthless.
-Outcome load_one(Writer &writer, const Layout &layout, const BlockSpec &block, const Sealed &sealed);
+// Copies found blocks [from, from + count) to where the engine wants them. Anything but GFT_OK: the bytes there are worthless.
+std::vector<Outcome> load_some(Writer &writer, Mover &mover, const Job &job, size_t from, size_t count);
 
 }  // namespace gft

@@ -2,8 +2,6 @@
 // A failure becomes the block's status; it never stops the line.
 #include "store_line.h"
 
-#include "stream.h"
-
 namespace gft {
 
 std::shared_ptr<StoreLine::Flight> StoreLine::enter(StoreItem item) {
@@ -37,18 +35,32 @@ std::shared_ptr<StoreLine::Flight> StoreLine::enter(StoreItem item) {
   return flight;
 }
 
-void StoreLine::copy(Flight &flight) const {
-  if (!flight.claimed) return;
-  const BlockSpec &block = flight.item.job->blocks[flight.item.index];
-  Core &core = writer_->core();
-  try {
-    core.check_alive();
-    core.prefault_payload(flight.claimed->slot);
-    flight.digest = store_block(core.digest(), layout_, block.block_id, core.payload(flight.claimed->slot));
-  } catch (...) {
-    Fail why = current_failure();
-    flight.status = why.code;
-    flight.detail = why.text;
+void StoreLine::copy(std::span<const std::shared_ptr<Flight>> flights) const {
+  std::vector<Move> moves;
+  std::vector<Flight *> moved;
+  for (const auto &flight : flights) {
+    if (!flight->claimed || flight->status != GFT_OK) continue;
+    try {
+      writer_->core().check_alive();
+      Move move;
+      move.block_id = flight->item.job->blocks[flight->item.index].block_id;
+      move.slot = flight->claimed->slot;
+      move.job = flight->item.job.get();
+      moves.push_back(std::move(move));
+      moved.push_back(flight.get());
+    } catch (...) {
+      Fail why = current_failure();
+      flight->status = why.code;
+      flight->detail = why.text;
+    }
+  }
+  if (moves.empty()) return;
+  mover_.out(moves);
+  for (size_t i = 0; i < moves.size(); ++i) {
+    moved[i]->status = moves[i].status;
+    moved[i]->detail = std::move(moves[i].detail);
+    moved[i]->digest = moves[i].digest;
+    moved[i]->held = moves[i].held;
   }
 }
 
@@ -89,9 +101,15 @@ void StoreLine::finish(Flight &flight) {
       flight.status = GFT_PRESENT;
       return;
     }
-    copy(flight);
+    std::shared_ptr<Flight> alone(&flight, [](Flight *) {});
+    copy({&alone, 1});
   }
   if (!flight.claimed) return;
+  if (flight.status == GFT_OK && flight.item.job->given_up) {
+    // The engine was told that this block is lost, and may have used its memory for another since.
+    flight.status = GFT_DEVICE;
+    flight.detail = "the copy arrived after its job had been given up";
+  }
   if (flight.parent) {
     if (flight.parent->status == GFT_OK) {
       flight.claimed->parent_link = flight.parent->link;
@@ -102,6 +120,8 @@ void StoreLine::finish(Flight &flight) {
   }
   if (flight.status == GFT_OK)
     flight.link = writer_->publish(*flight.claimed, flight.digest);
+  else if (flight.held)
+    holds_slots_ = true;  // stays WRITING, in a lane that stays locked
   else
     writer_->give_up(*flight.claimed);
 }

@@ -30,9 +30,12 @@ class Core(Protocol):
     Relayout: type[_core.Relayout]
     Target: type[_core.Target]
     Converter: type[_core.Converter]
+    Device: type[_core.Device]
+    DeviceEngine: type[_core.DeviceEngine]
 
     def build_info(self) -> dict[str, str]: ...
     def digest(self, data: bytes | memoryview) -> bytes: ...
+    def device_mix(self, data: bytes, first: int) -> int: ...
 
 
 def load() -> Core:
