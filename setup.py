@@ -54,6 +54,53 @@ def digest_macros() -> list[tuple[str, str | None]]:
     return []
 
 
+# Libraries of the disk log, linked statically so that the extension needs none of them where it runs.
+OPTIONAL = {
+    "uring": ("GFT_HAVE_URING", "liburing.h", "io_uring_queue_init(1, nullptr, 0)"),
+    "zstd": ("GFT_HAVE_ZSTD", "zstd.h", "ZSTD_isError(0)"),
+    "lz4": ("GFT_HAVE_LZ4", "lz4.h", "LZ4_compressBound(1)"),
+}
+
+
+def links_statically(header: str, library: str, call: str) -> bool:
+    """Whether a shared object that calls into lib`library`.a can be made: header, archive and -fPIC all fit."""
+    compiler = os.environ.get("CXX", "g++").split()
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "probe.cpp"
+        source.write_text(
+            f"#include <{header}>\nlong probe() {{ return static_cast<long>({call}); }}\n"
+        )
+        command = [
+            *compiler,
+            "-std=c++20",
+            "-fPIC",
+            "-shared",
+            str(source),
+            "-o",
+            f"{folder}/probe.so",
+        ]
+        command += [f"-l:lib{library}.a", "-Wl,--no-undefined"]
+        try:
+            return (
+                subprocess.run(command, capture_output=True, check=False, timeout=60).returncode
+                == 0
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return False
+
+
+def optional_libraries() -> tuple[list[tuple[str, str | None]], list[str]]:
+    """Macros and link arguments of those that are there; DYN_GPU_FT_BUILD_WITHOUT="uring zstd lz4" leaves some out."""
+    unwanted = os.environ.get("DYN_GPU_FT_BUILD_WITHOUT", "").split()
+    macros: list[tuple[str, str | None]] = []
+    arguments = []
+    for name, (macro, header, call) in OPTIONAL.items():
+        if name not in unwanted and links_statically(header, name, call):
+            macros.append((macro, None))
+            arguments.append(f"-l:lib{name}.a")
+    return macros, arguments
+
+
 def version() -> str:
     text = (ROOT / "dynamo_gpu_ft" / "__init__.py").read_text()
     match = re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE)
@@ -69,14 +116,15 @@ def core_extension() -> Extension:
         for pattern in ("*.h", "*.inc")
         for path in (ROOT / "csrc").rglob(pattern)
     )
+    macros, archives = optional_libraries()
     return Extension(
         "dynamo_gpu_ft.native._core",
         sources=sources,
         depends=headers,
         include_dirs=[pybind11.get_include()],
-        define_macros=[("GFT_PACKAGE_VERSION", f'"{version()}"'), *digest_macros()],
+        define_macros=[("GFT_PACKAGE_VERSION", f'"{version()}"'), *digest_macros(), *macros],
         extra_compile_args=FLAGS,
-        extra_link_args=["-pthread"],
+        extra_link_args=["-pthread", *archives, "-Wl,--exclude-libs,ALL"],
         language="c++",
     )
 

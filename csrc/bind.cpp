@@ -1,6 +1,7 @@
 // The Python module: errors, digests and build facts; the classes are bound in bind_*.cpp.
 // Nothing happens here but translation: arguments in, GIL released, status out as CoreError.
 #include "bind.h"
+#include "gft_disk.h"
 
 namespace bind {
 namespace {
@@ -71,6 +72,9 @@ py::dict build_info() {
   info["digest"] = gft_digest_name();
   info["digest_variant"] = gft_digest_variant();
   info["xxhash"] = gft_xxhash_version();
+  info["io_uring"] = gft_disk_uring_version();
+  info["zstd"] = gft_disk_codec_version(1);
+  info["lz4"] = gft_disk_codec_version(2);
   info["compiler"] = "g++ " __VERSION__;
   info["pybind11"] = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(PYBIND11_VERSION_MINOR);
   return info;
@@ -96,4 +100,5 @@ PYBIND11_MODULE(_core, module) {
   bind_device(module);
   bind_ledger(module);
   bind_relayout(module);
+  bind_disk(module);
 }

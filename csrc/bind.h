@@ -92,5 +92,6 @@ void bind_copy(py::module_ &module);
 void bind_device(py::module_ &module);
 void bind_ledger(py::module_ &module);
 void bind_relayout(py::module_ &module);
+void bind_disk(py::module_ &module);
 
 }  // namespace bind

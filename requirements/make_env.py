@@ -23,6 +23,13 @@ from typing import IO, NoReturn
 PYTORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 TICK_S = 2.0  # nothing is silent for longer
 BUILD = ("setuptools", "pybind11")
+# System packages that the core is built without where they cannot be had, and what is different then.
+WITHOUT = {
+    "libxxhash-dev": "the core is built with the CRC32C digest instead",
+    "liburing-dev": "the disk log reads and writes by threads instead of io_uring",
+    "libzstd-dev": "the disk log cannot compress with zstd",
+    "liblz4-dev": "the disk log cannot compress with lz4",
+}
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
@@ -113,13 +120,16 @@ def _install(
 
 
 def _system_packages(log: Path) -> None:
-    """g++, Python's headers and xxHash: installed where we may, required only where nothing works without."""
+    """g++, Python's headers and the libraries: installed where we may, required only where nothing works without."""
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     there: dict[str, Callable[[], bool]] = {
         "g++": lambda: shutil.which("g++") is not None,
         f"python{VERSION}-dev": header.exists,
         f"python{VERSION}-venv": lambda: importlib.util.find_spec("ensurepip") is not None,
         "libxxhash-dev": lambda: any(Path(d, "xxhash.h").exists() for d in _include_folders()),
+        "liburing-dev": lambda: any(Path(d, "liburing.h").exists() for d in _include_folders()),
+        "libzstd-dev": lambda: any(Path(d, "zstd.h").exists() for d in _include_folders()),
+        "liblz4-dev": lambda: any(Path(d, "lz4.h").exists() for d in _include_folders()),
     }
     missing = [name for name, check in there.items() if not check()]
     prefix = _root_prefix() if missing else None
@@ -131,9 +141,10 @@ def _system_packages(log: Path) -> None:
             _run(label, install, log, fatal=False)
     importlib.invalidate_caches()
     gone = [name for name in missing if not there[name]()]
-    if "libxxhash-dev" in gone:
-        print("    libxxhash-dev is missing: the core is built with the CRC32C digest instead")
-        gone.remove("libxxhash-dev")
+    for name, instead in WITHOUT.items():
+        if name in gone:
+            print(f"    {name} is missing: {instead}")
+            gone.remove(name)
     if gone:
         _fail(f"missing on this machine: {', '.join(gone)}", f"apt-get install {' '.join(gone)}")
 

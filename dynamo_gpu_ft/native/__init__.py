@@ -32,6 +32,9 @@ class Core(Protocol):
     Converter: type[_core.Converter]
     Device: type[_core.Device]
     DeviceEngine: type[_core.DeviceEngine]
+    DiskLog: type[_core.DiskLog]
+    DiskKey: type[_core.DiskKey]
+    DiskEntry: type[_core.DiskEntry]
 
     def build_info(self) -> dict[str, str]: ...
     def digest(self, data: bytes | memoryview) -> bytes: ...

@@ -7,6 +7,10 @@ The arena is one file in a memory file system. Slots hold one engine block of on
 from collections.abc import Sequence
 from typing import Final
 
+from dynamo_gpu_ft.native._disk import DiskEntry as DiskEntry
+from dynamo_gpu_ft.native._disk import DiskKey as DiskKey
+from dynamo_gpu_ft.native._disk import DiskLog as DiskLog
+
 class CoreError(RuntimeError):
     """`code` is the lower-case status name without prefix: "busy", "fenced", "no_space", "damaged", "mismatch", ..."""
 

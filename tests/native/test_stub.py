@@ -13,8 +13,12 @@ from typing import Any
 import pytest
 from door import core
 
-STUB = ast.parse(Path(core.__file__).with_name("_core.pyi").read_text())
-CLASSES = {node.name: node for node in STUB.body if isinstance(node, ast.ClassDef)}
+STUBS = [
+    ast.parse(Path(core.__file__).with_name(name).read_text())
+    for name in ("_core.pyi", "_disk.pyi")
+]
+NODES = [node for stub in STUBS for node in stub.body]
+CLASSES = {node.name: node for node in NODES if isinstance(node, ast.ClassDef)}
 
 
 def members(node: ast.ClassDef) -> set[str]:
@@ -41,7 +45,7 @@ def told(value: Any) -> list[str]:
 def test_the_module_has_what_the_stub_names_and_nothing_else() -> None:
     named = (
         set(CLASSES)
-        | {node.name for node in STUB.body if isinstance(node, ast.FunctionDef)}
+        | {node.name for node in NODES if isinstance(node, ast.FunctionDef)}
         | {"VERSION", "DIGEST"}
     )
     assert {name for name in vars(core) if not name.startswith("_")} == named
