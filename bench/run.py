@@ -24,6 +24,7 @@ from dynamo_gpu_ft.errors import GpuFtError  # noqa: E402
 RESULTS = ROOT / "bench" / "results"
 QUESTIONS = {
     "arena_copy": "how fast blocks go into the arena and back, digest on, beside memcpy",
+    "eviction": "how much of what is asked again the arena still has, beside plain LRU",
     "digest": "how fast payloads are digested, beside reading them and beside other checksums",
     "relayout": "how fast KV of one layout becomes KV of another, beside memcpy",
     "vllm_overhead": "what the connector costs vLLM in throughput",

@@ -83,9 +83,15 @@ class OfflineEngine:
             )
         self.ready = self._reply()
 
-    def run(self, prompts: list[list[int]], max_tokens: int = 24) -> dict[str, Any]:
+    def run(
+        self,
+        prompts: list[list[int]],
+        max_tokens: int = 24,
+        transfer_params: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"prompts": prompts, "max_tokens": max_tokens}) + "\n")
+        request = {"prompts": prompts, "max_tokens": max_tokens, "transfer_params": transfer_params}
+        self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return self._reply()
 

@@ -1,6 +1,7 @@
 """The program behind `harness.OfflineEngine`: one real vLLM engine that answers JSON lines on stdin with JSON lines on stdout.
 
-Argument: JSON {"llm": arguments of vllm.LLM}. Each request line: {"prompts": [[token, ...], ...], "max_tokens": n}.
+Argument: JSON {"llm": arguments of vllm.LLM}. Each request line: {"prompts": [[token, ...], ...], "max_tokens": n,
+"transfer_params": what each request says to connectors, or null}.
 """
 
 import json
@@ -12,7 +13,13 @@ import time
 def answer(llm: object, request: dict) -> dict:
     from vllm import SamplingParams
 
-    params = SamplingParams(temperature=0, max_tokens=request["max_tokens"], ignore_eos=True)
+    said = request.get("transfer_params")
+    params = SamplingParams(
+        temperature=0,
+        max_tokens=request["max_tokens"],
+        ignore_eos=True,
+        extra_args={"kv_transfer_params": said} if said else None,
+    )
     prompts = [{"prompt_token_ids": ids} for ids in request["prompts"]]
     began = time.monotonic()
     outputs = llm.generate(prompts, params, use_tqdm=False)  # type: ignore[attr-defined]

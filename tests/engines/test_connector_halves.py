@@ -162,6 +162,17 @@ def test_a_request_that_asks_for_it_is_pinned_when_it_ends(asked: Any, seconds: 
     assert scheduler.build(output(), None).pins == []
 
 
+def test_vllms_own_protocol_hands_the_wish_through_to_the_request() -> None:
+    protocol = pytest.importorskip("vllm.entrypoints.openai.completion.protocol")
+    from vllm.v1.request import Request
+
+    said = {"gpu_ft_pin": 30}
+    asked = protocol.CompletionRequest(model="m", prompt="x", kv_transfer_params=said)
+    params = asked.to_sampling_params(16, {})
+    made = Request("a", [1, 2, 3], params, None)
+    assert made.kv_transfer_params == said
+
+
 def test_a_request_can_end_a_pin_and_nonsense_is_refused() -> None:
     scheduler, pins = half(), []
     for name, asked in (("a", False), ("b", "long"), ("c", -1), ("d", float("inf")), ("e", None)):

@@ -126,6 +126,27 @@ def test_the_namespace_says_where_each_element_of_the_engines_kv_lies(saved: Pat
     assert [part.order for part in layout.parts] == ["PHSDN", "PHSND"]
 
 
+def test_a_pinned_requests_kv_outlives_a_crowd_and_the_engine(
+    tiny_model: Path, tmp_path: Path, settings: Settings, expected: list[list[int]]
+) -> None:
+    chosen = settings(arena_bytes="6MiB", pinned_share=0.5)
+    with OfflineEngine(tiny_model, tmp_path / "pins", settings=chosen) as engine:
+        engine.run(PROMPTS[:1], transfer_params={"gpu_ft_pin": 600, "unknown": 1})
+        engine.run(PROMPTS[1:])
+        for first in (10, 18, 26, 34):
+            engine.run([prompt(seed) for seed in range(first, first + 8)])
+        engine.kill()
+    (path,) = Path(chosen["arena_dir"]).glob("*.arena")
+    arena = native.load().Arena.open(str(path), read_only=True)
+    assert arena.slots < 4 * 8 * 10, "the crowd must be more than the arena holds"
+    assert arena.counts()["pinned"] == 10  # 300 prompt tokens and 24 others
+    arena.close()
+    with OfflineEngine(tiny_model, tmp_path / "again", settings=chosen) as engine:
+        reply = engine.run(PROMPTS)
+    assert reply["tokens"] == expected
+    assert reply["cached"] == [WHOLE, 0]
+
+
 def test_a_full_arena_keeps_serving_and_keeps_answers_right(
     tiny_model: Path, tmp_path: Path, settings: Settings, expected: list[list[int]]
 ) -> None:
