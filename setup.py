@@ -1,13 +1,16 @@
 """Builds the native core with g++ alone; everything else about the package is in pyproject.toml.
 
-CUDA is never needed here. xxHash is used when the compiler finds <xxhash.h>; DYN_GPU_FT_BUILD_DIGEST=crc32c or
-=xxh3_128 forces the choice (the latter fails with the remedy when the header is missing).
+CUDA is never needed here: where nvcc is found, the copy kernels are built ahead of time into fat binaries
+(DYN_GPU_FT_BUILD_KERNELS=0 leaves them out), else the package goes without. xxHash is used when the compiler finds
+<xxhash.h>; DYN_GPU_FT_BUILD_DIGEST=crc32c or =xxh3_128 forces the choice (the latter fails with the remedy when the
+header is missing).
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -15,6 +18,7 @@ from pathlib import Path
 import pybind11
 from pybind11.setup_helpers import ParallelCompile
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 # -g0 last: Python's own flags ask for debugging symbols, which would make the library twenty times larger.
@@ -129,6 +133,55 @@ def core_extension() -> Extension:
     )
 
 
+# What the fat binaries hold: code for these, and PTX of the oldest for every later device.
+ARCHITECTURES = ("80", "90", "100")
+
+
+def find_nvcc() -> str | None:
+    if os.environ.get("DYN_GPU_FT_BUILD_KERNELS", "1") == "0":
+        return None
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return shutil.which("nvcc") or shutil.which(f"{home}/bin/nvcc")
+
+
+def build_kernels(folder: Path) -> None:
+    """Fat binaries of kernels/*.cu into `folder`, those that are older than a source. Never fails the build."""
+    nvcc = find_nvcc()
+    sources = sorted((ROOT / "kernels").glob("*.cu"))
+    newest = max(path.stat().st_mtime for path in (ROOT / "kernels").glob("*.cu*"))
+    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
+    codes.append(f"-gencode=arch=compute_{ARCHITECTURES[0]},code=compute_{ARCHITECTURES[0]}")
+    for source in sources if nvcc else []:
+        target = folder / f"{source.stem}.fatbin"
+        if target.exists() and target.stat().st_mtime >= newest:
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [
+            str(nvcc),
+            "-std=c++17",
+            "-O3",
+            "-fatbin",
+            *codes,
+            str(source),
+            "-o",
+            str(target),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+        if done.returncode:
+            print(
+                f"nvcc could not build {source.name}; copies go without kernels: {done.stderr[-500:]}"
+            )
+            target.unlink(missing_ok=True)
+
+
+class BuildWithKernels(build_ext):
+    def run(self) -> None:
+        super().run()
+        build_kernels(
+            ROOT / "kernels" if self.inplace else Path(self.build_lib, "dynamo_gpu_ft", "kernels")
+        )
+
+
 # One compiler per processor: setuptools alone would compile the sources one after the other.
 ParallelCompile(default=0).install()
-setup(ext_modules=[core_extension()])
+setup(ext_modules=[core_extension()], cmdclass={"build_ext": BuildWithKernels})

@@ -38,6 +38,12 @@ class Config:
     arena_bytes: int = _key("4GiB", "bytes", "room for KV, allocated at start", 1 << 20)
     ledger_bytes: int = _key("64MiB", "bytes", "room of the request ledger", 1 << 16)
     copy_threads: int = _key(1, "count", "threads that copy and digest, per worker", 1, 64)
+    device_timeout_s: float = _key(10.0, "seconds", "longest copy or driver call on a GPU", 0.01)
+    device_digest: bool = _key(False, "bool", "digest on the GPU too: finds faults on the way")
+    device_rate: int = _key(0, "bytes", "bytes per second that snapshots may copy; 0 = no limit", 0)
+    device_slowdown_percent: int = _key(
+        3, "count", "longer steps after which snapshots give way; 0 = never", 0, 1000
+    )
     max_lag_bytes: int = _key("1GiB", "bytes", "queued bytes after which blocks are dropped", 0)
     load_timeout_s: float = _key(30.0, "seconds", "longest load of KV; then recompute", 0.001)
     snapshot: bool = _key(True, "bool", "take KV snapshots at all")

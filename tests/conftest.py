@@ -8,11 +8,33 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def find_kernels_of_this_checkout() -> None:
+    """A checkout on the path that is not installed has its kernels beside the package and not inside it."""
+    import dynamo_gpu_ft
+
+    folder = ROOT / "kernels"
+    if not Path(dynamo_gpu_ft.__file__).is_relative_to(ROOT) or not folder.is_dir():
+        return
+    name = "dynamo_gpu_ft.kernels"
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+
+
+find_kernels_of_this_checkout()
 SEED = int(os.environ.get("GFT_TEST_SEED") or random.SystemRandom().randrange(2**32))
 
 try:

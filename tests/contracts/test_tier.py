@@ -1,9 +1,10 @@
-"""The `Tier` contract, run against every tier: the simulated one, the native host tier, the device tier on CPU tensors."""
+"""The `Tier` contract, run against every tier: the simulated one, the native host tier, the device tier on simulated devices."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +86,27 @@ def host(arena: Any, writer: Any, layout: Any, tensors: Any) -> Tier:
     return HostTier(writer, layout, threads=2)
 
 
-def device(arena: Any, writer: Any, layout: Any, tensors: Any) -> Tier:
+def device(arena: Any, writer: Any, layout: Any, tensors: Any, **options: Any) -> Tier:
     from dynamo_gpu_ft.kv.device import DeviceTier
+    from dynamo_gpu_ft.sim.twin import twin_of
 
-    return DeviceTier(arena, writer, layout, tensors)
+    twin = twin_of(tensors.values(), **options)
+    return DeviceTier(arena, writer, layout, tensors, device=twin)
 
 
-@pytest.fixture(params=["memory (simulated)", "host", "device on CPU"])
+MAKERS: dict[str, Callable[..., Tier]] = {
+    "host": host,
+    "device (simulated)": device,
+    "old device (simulated)": partial(device, version=12020, kernels=True, register_bytes=0),
+}
+
+
+@pytest.fixture(params=["memory (simulated)", *MAKERS])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     if request.param.startswith("memory"):
         yield from memory_world(tmp_path)
     else:
-        yield from arena_world(tmp_path, host if request.param == "host" else device)
+        yield from arena_world(tmp_path, MAKERS[request.param])
 
 
 def test_a_stored_chain_loads_into_other_blocks_byte_for_byte(world: World) -> None:

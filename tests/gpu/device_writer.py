@@ -14,6 +14,7 @@ from dynamo_gpu_ft import native
 from dynamo_gpu_ft.kv.blocks import BlockRef
 from dynamo_gpu_ft.kv.device import DeviceTier
 from dynamo_gpu_ft.kv.layout import describe
+from dynamo_gpu_ft.sim.twin import twin_of
 
 LAYERS, BLOCKS, HEADS, TOKENS, DIM = 4, 24, 4, 16, 64
 
@@ -43,7 +44,8 @@ def open_tier(path: str, kv: dict[str, torch.Tensor]) -> DeviceTier:
     arena.begin_epoch(token)
     namespace = arena.add_namespace("\n".join(layout.fingerprint).encode())
     writer = arena.attach_writer(shard=0, token=token, namespace=namespace)
-    return DeviceTier(arena, writer, layout, kv)
+    on_cpu = next(iter(kv.values())).device.type == "cpu"
+    return DeviceTier(arena, writer, layout, kv, device=twin_of(kv.values()) if on_cpu else None)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Tensors of a device go through the arena and come back bit-equal after the SIGKILL of the process that stored them.
 
-The same test runs on CPU tensors everywhere and on CUDA tensors where there is a GPU.
+The same test runs on a simulated device everywhere and on CUDA tensors where there is a GPU.
 """
 
 from __future__ import annotations
