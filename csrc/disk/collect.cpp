@@ -137,8 +137,8 @@ PendingRef Keeper::prepared(const Entry &entry, Codec codec) {
                  record.entry.key == entry.key && record.entry.stored_bytes == entry.stored_bytes;
     for (uint32_t i = 0; holds && i < record.chunks; ++i) {
       uint64_t at = uint64_t{i} * record.chunk_bytes;
-      holds = in_.digest->of(stored + at, std::min<uint64_t>(record.chunk_bytes, entry.stored_bytes - at)) ==
-              record.chunk_digests[i];
+      uint64_t size = std::min<uint64_t>(record.chunk_bytes, entry.stored_bytes - at);
+      holds = chunk_digest(*in_.digest, entry.key.link, i, stored + at, size) == record.chunk_digests[i];
     }
     if (!holds) {
       in_.drop(entry);

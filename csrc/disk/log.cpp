@@ -25,7 +25,7 @@ Digest copy_in(const DigestAlgorithm &digest, const uint8_t *from, uint64_t byte
     uint64_t at = uint64_t{i} * header.chunk_bytes, step = std::min<uint64_t>(header.chunk_bytes, bytes - at);
     std::memcpy(to + at, from + at, step);
     digest.update(state, to + at, step);
-    Digest chunk = digest.of(to + at, step);
+    Id chunk = chunk_digest(digest, std::to_array(header.link), i, to + at, step);
     std::memcpy(header.chunk_digests[i], chunk.data(), 16);
   }
   std::memset(to + bytes, 0, whole_pages(bytes) - bytes);

@@ -62,6 +62,10 @@ const char *parse_summary(const uint8_t *data, size_t size, const Id &log, uint6
 const char *check_key(const Key &key, const DigestAlgorithm &digest);
 Id link_of(const Key &key, const DigestAlgorithm &digest);
 
+// Of one piece of the stored bytes, bound to the block's link and to its place in the block: with a checksum made to fit, a
+// piece of another block or place still does not hold.
+Id chunk_digest(const DigestAlgorithm &digest, const Id &link, uint64_t index, const uint8_t *data, size_t bytes);
+
 // The other direction. Sizes of the results are multiples of nothing; single pages are written into `page`.
 std::vector<uint8_t> build_super(Super super);
 std::vector<uint8_t> build_summary(const Id &log, uint64_t segment, const Summary &summary);

@@ -35,6 +35,17 @@ Id link_of(const Key &key, const DigestAlgorithm &digest) {
   return Core::link_of(digest, header);
 }
 
+Id chunk_digest(const DigestAlgorithm &digest, const Id &link, uint64_t index, const uint8_t *data, size_t bytes) {
+  DigestState state;
+  Id out;
+  digest.start(state);
+  digest.update(state, link.data(), link.size());
+  digest.update(state, &index, sizeof index);
+  digest.update(state, data, bytes);
+  digest.finish(state, out.data());
+  return out;
+}
+
 const char *check_key(const Key &key, const DigestAlgorithm &digest) {
   if (key.hash.empty() || key.hash.size() > kMaxHash) return "the hash must have 1 to 64 bytes";
   if (key.payload_bytes == 0) return "the payload is empty";
@@ -123,7 +134,7 @@ void build_record(Kind kind, Codec codec, const Key &key, const uint8_t *stored,
       header.chunks = static_cast<uint32_t>((stored_bytes + chunk - 1) / chunk);
       break;
     }
-    Digest piece = digest.of(stored + at, std::min(chunk, stored_bytes - at));
+    Id piece = chunk_digest(digest, key.link, header.chunks, stored + at, std::min(chunk, stored_bytes - at));
     std::memcpy(header.chunk_digests[header.chunks++], piece.data(), 16);
   }
 }

@@ -79,7 +79,8 @@ bool chunks_hold(const Job &job, const Record &record) {
     uint64_t at = uint64_t{i} * record.chunk_bytes;
     const uint8_t *data = place_of(job, kPage + at);
     if (!data) continue;  // not asked for
-    if (digest.of(data, std::min<uint64_t>(record.chunk_bytes, record.entry.stored_bytes - at)) != record.chunk_digests[i])
+    uint64_t bytes = std::min<uint64_t>(record.chunk_bytes, record.entry.stored_bytes - at);
+    if (chunk_digest(digest, record.entry.key.link, i, data, bytes) != record.chunk_digests[i])
       return false;
   }
   return true;

@@ -17,7 +17,7 @@ import pytest
 
 HERE = Path(__file__).parent / "mass"
 FAULTS = int(os.environ.get("GFT_ATTACKS", "100000"))
-SHARE = {"arena": 1.0}  # of the faults
+SHARE = {"arena": 0.9, "disk": 0.1}  # of the faults: a disk log is opened anew for each
 # What hits bytes on which little depends is noticed less often.
 SELDOM = {"flip_control_or_lane", "flip_stamp_hold_or_mark", "flip_ledger", "lying_control"}
 
@@ -59,6 +59,8 @@ def test_no_fault_is_accepted(program: str, programs: Path, rng: random.Random) 
     assert result["accepted"] == 0
     assert sum(kind["cases"] for kind in result["kinds"].values()) == cases
     for name, kind in result["kinds"].items():
+        if kind.get("mild"):  # everything is there twice, or was a shortcut: not noticing is right
+            continue
         least = 0.1 if name in SELDOM else 0.3
         assert kind["noticed"] > least * kind["cases"], f"{name}: {kind}, it tests little"
 
