@@ -44,9 +44,7 @@ PyIdentity make_identity(const py::bytes &namespace_id, uint32_t shard, uint64_t
           payload_bytes};
 }
 
-PyIdentity identity_of(const PyRead &read) {
-  gft_identity raw;
-  gft_read_identity(read.handle.get(), &raw);
+PyIdentity identity_of(const gft_identity &raw) {
   auto text = [](const uint8_t *bytes, size_t size = 16) {
     return std::string(reinterpret_cast<const char *>(bytes), size);
   };
@@ -55,14 +53,48 @@ PyIdentity identity_of(const PyRead &read) {
           raw.payload_bytes};
 }
 
-bool seal_as(const PyClaim &claim, const PyIdentity &identity, const std::optional<py::bytes> &parent_hash, bool hold) {
-  auto parent = bytes_of(parent_hash);
+PyIdentity identity_of_read(const PyRead &read) {
+  gft_identity raw;
+  gft_read_identity(read.handle.get(), &raw);
+  return identity_of(raw);
+}
+
+gft_identity raw_of(const PyIdentity &identity) {
   gft_identity raw{{}, identity.shard, identity.position, identity.epoch, identity.payload_bytes, view(identity.block_hash),
                    {}, {},             {}};
   std::memcpy(raw.name_space_id, identity.name_space_id.data(), 16);
   std::memcpy(raw.parent_link, identity.parent_link.data(), 16);
   std::memcpy(raw.link, identity.link.data(), 16);
   std::memcpy(raw.digest, identity.digest.data(), 16);
+  return raw;
+}
+
+py::bytes link_of(const PyIdentity &identity) {
+  gft_identity raw = raw_of(identity);
+  uint8_t out[16];
+  check(gft_identity_link(&raw, out));
+  return {reinterpret_cast<const char *>(out), sizeof out};
+}
+
+PyIdentity read_block(const PyArena &arena, uint64_t slot, const std::optional<py::buffer> &into) {
+  auto handle = arena.get();
+  py::buffer_info info;
+  if (into) {
+    info = into->request(true);
+    if (info.ndim != 1 || info.itemsize != 1 || info.strides[0] != 1 ||
+        static_cast<uint64_t>(info.size) != arena.geometry.slot_bytes)
+      raise_core_error("invalid", "a buffer of " + std::to_string(info.size * info.itemsize) + " bytes; a payload has " +
+                                      std::to_string(arena.geometry.slot_bytes));
+  }
+  gft_identity raw;
+  uint8_t hash[64];
+  call([&] { return gft_arena_read_block(handle.get(), slot, static_cast<uint8_t *>(info.ptr), hash, &raw); });
+  return identity_of(raw);
+}
+
+bool seal_as(const PyClaim &claim, const PyIdentity &identity, const std::optional<py::bytes> &parent_hash, bool hold) {
+  auto parent = bytes_of(parent_hash);
+  gft_identity raw = raw_of(identity);
   bool present = false;
   call([&] {
     gft_status status = gft_claim_seal_as(claim.handle.get(), &raw, view(parent), hold);
@@ -155,6 +187,8 @@ PyLedgerRecords read_ledger(const PyArena &arena) {
 }  // namespace
 
 void bind_writer(py::module_ &module) {
+  module.def("link_of", link_of, py::arg("identity"));
+  module.def("read_block", read_block, py::arg("arena"), py::arg("slot"), py::arg("into") = py::none());
   py::class_<PyIdentity>(module, "Identity")
       .def(py::init(&make_identity), py::kw_only(), py::arg("namespace_id"), py::arg("shard"), py::arg("position"),
            py::arg("epoch"), py::arg("payload_bytes"), py::arg("block_hash"), py::arg("parent_link"), py::arg("link"),
@@ -180,7 +214,7 @@ void bind_writer(py::module_ &module) {
       .def_readonly("slot", &PyRead::slot)
       .def_readonly("address", &PyRead::address)
       .def_readonly("payload_bytes", &PyRead::payload_bytes)
-      .def_property_readonly("identity", identity_of)
+      .def_property_readonly("identity", identity_of_read)
       .def("verify", [](const PyRead &r) { call([&] { return gft_read_verify(r.handle.get()); }); })
       .def("recheck", [](const PyRead &r) { call([&] { return gft_read_recheck(r.handle.get()); }); });
 

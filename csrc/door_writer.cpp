@@ -2,6 +2,7 @@
 // One short body per function of gft.h; the promises are there.
 #include <cstring>
 
+#include "arena/inspect.h"
 #include "door.h"
 
 using gft::behind_wall;
@@ -13,6 +14,29 @@ using gft::views;
 namespace {
 
 const std::string *pointer(const std::optional<std::string> &text) { return text ? &*text : nullptr; }
+
+gft::Identity whole(const gft_identity &raw) {
+  return {std::to_array(raw.name_space_id),
+          raw.shard,
+          raw.position,
+          raw.epoch,
+          raw.payload_bytes,
+          std::string(view(raw.hash)),
+          std::to_array(raw.parent_link),
+          std::to_array(raw.link),
+          std::to_array(raw.digest)};
+}
+
+// The hash stays where the header is.
+gft_identity shown(const gft::SlotHeader &header) {
+  gft_identity out = {{}, header.shard, header.position, header.epoch, header.payload_bytes, {header.hash, header.hash_bytes},
+                      {}, {},           {}};
+  std::memcpy(out.name_space_id, header.name_space_id, 16);
+  std::memcpy(out.parent_link, header.parent_link, 16);
+  std::memcpy(out.link, header.link, 16);
+  std::memcpy(out.digest, header.digest, 16);
+  return out;
+}
 
 }  // namespace
 
@@ -59,13 +83,8 @@ gft_status gft_claim_seal(gft_claim *claim) {
 gft_status gft_claim_seal_as(gft_claim *claim, const gft_identity *identity, gft_bytes parent, int hold) {
   bool sealed = true;
   gft_status status = behind_wall([&] {
-    gft::Identity whole{std::to_array(identity->name_space_id), identity->shard,
-                        identity->position,                     identity->epoch,
-                        identity->payload_bytes,                std::string(view(identity->hash)),
-                        std::to_array(identity->parent_link),   std::to_array(identity->link),
-                        std::to_array(identity->digest)};
     auto before = parent_of(parent);
-    sealed = claim->claim->seal_as(whole, pointer(before), hold != 0);
+    sealed = claim->claim->seal_as(whole(*identity), pointer(before), hold != 0);
   });
   return status == GFT_OK && !sealed ? GFT_PRESENT : status;
 }
@@ -107,13 +126,25 @@ void gft_read_info(gft_read *read, uint64_t *slot, uint64_t *address, uint64_t *
   *payload_bytes = read->sealed.header.payload_bytes;
 }
 
-void gft_read_identity(gft_read *read, gft_identity *out) {
-  const gft::SlotHeader &header = read->sealed.header;
-  *out = {{}, header.shard, header.position, header.epoch, header.payload_bytes, {header.hash, header.hash_bytes}, {}, {}, {}};
-  std::memcpy(out->name_space_id, header.name_space_id, 16);
-  std::memcpy(out->parent_link, header.parent_link, 16);
-  std::memcpy(out->link, header.link, 16);
-  std::memcpy(out->digest, header.digest, 16);
+void gft_read_identity(gft_read *read, gft_identity *out) { *out = shown(read->sealed.header); }
+
+gft_status gft_arena_read_block(gft_arena *arena, uint64_t slot, uint8_t *to, uint8_t hash[64], gft_identity *out) {
+  return behind_wall([&] {
+    gft::SlotHeader header = gft::read_slot(*arena->core, slot, to);
+    std::memcpy(hash, header.hash, header.hash_bytes);
+    *out = shown(header);
+    out->hash.data = hash;
+  });
+}
+
+gft_status gft_identity_link(const gft_identity *identity, uint8_t out[16]) {
+  return behind_wall([&] {
+    if (identity->hash.size == 0 || identity->hash.size > gft::kHashBytes)
+      gft::fail(GFT_INVALID, "a block hash of %zu bytes; it must have between 1 and %u", identity->hash.size, gft::kHashBytes);
+    gft::SlotHeader header{};
+    gft::put_identity(whole(*identity), header);
+    std::memcpy(out, gft::Core::link_of(gft::preferred_digest(), header).data(), 16);
+  });
 }
 
 gft_status gft_read_recheck(gft_read *read) {

@@ -176,6 +176,11 @@ typedef struct gft_identity {
  * another namespace, shard or claim. GFT_MISMATCH: of another payload length. GFT_EPOCH: newer than the writer. GFT_DAMAGED:
  * its link does not follow from it. GFT_DIGEST, GFT_NO_PARENT, GFT_CHAIN. The claim is over in every case. */
 gft_status gft_claim_seal_as(gft_claim *claim, const gft_identity *identity, gft_bytes parent, int hold);
+/* The link that follows from the rest of an identity, by the digest that new arenas are made with. GFT_INVALID: no such hash. */
+gft_status gft_identity_link(const gft_identity *identity, uint8_t out[16]);
+/* The identity of the block sealed in `slot` (its hash goes to `hash`), and with `to` not NULL a copy of its payload, verified.
+ * Mutates nothing. GFT_NOT_FOUND, GFT_CHANGED, GFT_DAMAGED, GFT_DIGEST. */
+gft_status gft_arena_read_block(gft_arena *arena, uint64_t slot, uint8_t *to, uint8_t hash[64], gft_identity *out);
 gft_status gft_claim_abandon(gft_claim *claim); /* the slot is empty again; safe to repeat */
 void gft_claim_free(gft_claim *claim);          /* abandons an unsealed claim */
 

@@ -64,6 +64,10 @@ class NotProtected(GpuFtError):
     """Protection could not be set up; the engine may go on without it and says so once."""
 
 
+class PortableError(GpuFtError):
+    """A folder of exported KV blocks is incomplete, contradicts itself or was changed; nothing of it was used."""
+
+
 class RecoveryFailed(GpuFtError):
     """A recovery ended in FAILED: its reason, after every allowed restart; open requests get this error."""
 

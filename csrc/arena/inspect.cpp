@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "../support/optimistic.h"
 #include "chain.h"
 #include "pins.h"
 
@@ -108,6 +109,32 @@ const char *verify_slot(Core &core, uint64_t slot) {
   bool equal = core.payload_digest(slot) == std::to_array(sealed.header.digest);
   if (!sealed.unchanged(core)) return "changed";
   return equal ? "ok" : "digest";
+}
+
+SlotHeader read_slot(Core &core, uint64_t slot, uint8_t *to) {
+  core.check_alive();
+  auto number = (unsigned long long)slot;
+  StateWord word{};
+  if (slot < core.geometry().slots) word = StateWord::of(core.state(slot).load(std::memory_order_acquire));
+  if (!word.readable()) fail(GFT_NOT_FOUND, "no block is sealed in slot %llu of arena %s; scan it again", number, core.path());
+  Sealed sealed{slot, word.packed(), core.read_header(slot)};
+  auto still_there = [&] {
+    if (!sealed.unchanged(core))
+      fail(GFT_CHANGED, "slot %llu of arena %s was given away while it was being read; scan it again", number, core.path());
+  };
+  still_there();
+  if (!seal_holds(core, slot, word, sealed.header) ||
+      Core::link_of(core.digest(), sealed.header) != std::to_array(sealed.header.link))
+    fail(GFT_DAMAGED, "the header in slot %llu of arena %s does not hold; recompute the block", number, core.path());
+  if (!to) return sealed.header;
+  {
+    OptimisticRead slot_may_be_given_away;
+    std::memcpy(to, core.payload(slot), core.geometry().slot_bytes);
+  }
+  // The digest of the copy: what it says holds whatever becomes of the slot.
+  if (core.digest().of(to, core.geometry().slot_bytes) == std::to_array(sealed.header.digest)) return sealed.header;
+  still_there();
+  fail(GFT_DIGEST, "the payload in slot %llu of arena %s is not what was sealed; recompute the block", number, core.path());
 }
 
 }  // namespace gft

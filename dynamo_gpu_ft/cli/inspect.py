@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    path = _path_of(args.arena)
+    path = path_of(args.arena)
     if not path.exists():
         _say(args.json, path, "not_found", f"no arena at {path}. {_others(path)}")
         return 2
@@ -183,7 +183,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     return columns(list(rows[0]), [list(row.values()) for row in rows])
 
 
-def _path_of(given: str | None) -> Path:
+def path_of(given: str | None) -> Path:
     """A path if it looks like one or is one, else the arena of that name in the configured folder."""
     config = Config.load()
     if given is None:

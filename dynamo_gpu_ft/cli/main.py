@@ -40,6 +40,14 @@ COMMANDS = {
         "what an arena holds: namespaces, blocks, open requests; --verify reads every payload",
         "dynamo_gpu_ft.cli.inspect",
     ),
+    "export": Command(
+        "KV blocks of an arena, whole prefixes with their chain, to a folder of safetensors files",
+        "dynamo_gpu_ft.cli.export_kv",
+    ),
+    "import": Command(
+        "a folder that export wrote into an arena; every digest and link is verified before anything is sealed",
+        "dynamo_gpu_ft.cli.import_kv",
+    ),
     "serve": Command(
         "vLLM's own OpenAI server on a resilient engine: serve MODEL [vLLM's own flags]",
         "dynamo_gpu_ft.engines.vllm.serve",

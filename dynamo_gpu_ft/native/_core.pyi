@@ -22,6 +22,14 @@ VERSION: Final[str]
 DIGEST: Final[str]  # "xxh3_128" or "crc32c": what new arenas are made with
 
 def build_info() -> dict[str, str]: ...
+def link_of(identity: Identity) -> bytes:
+    """The link that follows from the rest of an identity, by the digest `DIGEST`. "invalid" when its hash is none."""
+
+def read_block(arena: Arena, slot: int, into: bytearray | memoryview | None = None) -> Identity:
+    """The identity of the block sealed in `slot`; its payload is copied to `into` and verified there. Mutates nothing.
+
+    Errors: "not_found" (nothing sealed there), "changed", "damaged", "digest", "invalid" (another size)."""
+
 def digest(data: bytes | memoryview, kind: int | None = None) -> bytes:
     """16-byte digest of `data` with `DIGEST`, or with one of `digest_kinds` by its number ("not_found" beyond them)."""
 

@@ -11,10 +11,11 @@ from dynamo_gpu_ft.errors import (
     CoreUnavailable,
     GpuFtError,
     NotProtected,
+    PortableError,
     RecoveryFailed,
 )
 
-KINDS = [ArenaError, ConfigError, CoreUnavailable, NotProtected, RecoveryFailed]
+KINDS = [ArenaError, ConfigError, CoreUnavailable, NotProtected, PortableError, RecoveryFailed]
 
 
 def test_a_message_names_what_where_value_rule_and_remedy() -> None:
