@@ -1,5 +1,7 @@
 // Python's Device and DeviceEngine, and the twin's controls on a Device.
 // Translation only, as in bind_copy.cpp, whose engine this one extends.
+#include <array>
+
 #include "bind.h"
 #include "gft_device.h"
 
@@ -69,6 +71,27 @@ py::dict engine_facts(const PyEngine &engine) {
   });
   py::dict out;
   for (const auto &[name, value] : found) out[name.c_str()] = value;
+  return out;
+}
+
+using Planned = std::vector<std::tuple<int, uint64_t, std::array<uint64_t, 5>>>;
+
+Planned plan(const std::vector<std::array<uint64_t, 5>> &fragments, bool kernels, bool pack_all, const Rows &pack,
+             uint64_t staging_bytes, uint64_t max_pieces, uint64_t host_base, uint64_t host_chunk) {
+  std::vector<gft_fragment> all;
+  for (const auto &[device, host, bytes, owner, position] : fragments) all.push_back({device, host, bytes, owner, position});
+  std::vector<gft_threshold> rows;
+  for (const auto &[count, below] : pack) rows.push_back({count, below});
+  gft_plan_rules rules{kernels, pack_all, rows.data(), rows.size(), staging_bytes, max_pieces, host_base, host_chunk};
+  Planned out;
+  call([&] {
+    return gft_device_plan(
+        all.data(), all.size(), &rules,
+        [](void *context, int way, uint64_t round, const uint64_t values[5]) {
+          static_cast<Planned *>(context)->push_back({way, round, {values[0], values[1], values[2], values[3], values[4]}});
+        },
+        &out);
+  });
   return out;
 }
 
@@ -227,6 +250,19 @@ void bind_device(py::module_ &module) {
           py::arg("seconds"))
       .def("facts", engine_facts);
 
+  module.def("device_plan", plan, py::arg("fragments"), py::kw_only(), py::arg("kernels"), py::arg("pack_all"), py::arg("pack"),
+             py::arg("staging_bytes"), py::arg("max_pieces"), py::arg("host_base"), py::arg("host_chunk"));
+  module.def(
+      "device_pace",
+      [](double rate, double slowdown, const std::vector<std::array<double, 3>> &events) {
+        std::vector<std::array<double, 2>> out(events.size());
+        call([&] {
+          return gft_device_pace(rate, slowdown, reinterpret_cast<const double(*)[3]>(events.data()), events.size(),
+                                 reinterpret_cast<double(*)[2]>(out.data()));
+        });
+        return out;
+      },
+      py::arg("rate"), py::arg("slowdown"), py::arg("events"));
   module.def(
       "device_mix",
       [](const py::bytes &data, uint64_t first) {

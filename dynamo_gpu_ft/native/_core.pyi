@@ -9,6 +9,8 @@ from typing import Final
 
 from dynamo_gpu_ft.native._device import Device as Device
 from dynamo_gpu_ft.native._device import DeviceEngine as DeviceEngine
+from dynamo_gpu_ft.native._device import device_pace as device_pace
+from dynamo_gpu_ft.native._device import device_plan as device_plan
 from dynamo_gpu_ft.native._disk import DiskEntry as DiskEntry
 from dynamo_gpu_ft.native._disk import DiskKey as DiskKey
 from dynamo_gpu_ft.native._disk import DiskLog as DiskLog

@@ -105,3 +105,21 @@ class DeviceEngine(CopyEngine):
         """payload_bytes, registered_bytes, registration_seconds, registration_done, registration_failed, huge_pages, batches,
         direct_copies, packed_pieces, bounced_bytes, retries, mixups, overdue, kernels, batched_copies, device_lost, device_stuck,
         store_rate (0: no limit), usual_step_seconds."""
+
+def device_plan(
+    fragments: Sequence[tuple[int, int, int, int, int]],
+    *,
+    kernels: bool,
+    pack_all: bool,
+    pack: Sequence[tuple[int, int]],
+    staging_bytes: int,
+    max_pieces: int,
+    host_base: int,
+    host_chunk: int,
+) -> list[tuple[int, int, list[int]]]:
+    """The plan for fragments (device, host, bytes, owner, position) as (way, round, values); see gft_device.h. Pure."""
+
+def device_pace(
+    rate: float, slowdown: float, events: Sequence[tuple[float, float, float]]
+) -> list[tuple[float, float]]:
+    """(seconds to wait, rate in force) after each event (time, kind, value) of a byte budget's life. Pure."""
