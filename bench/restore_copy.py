@@ -16,6 +16,7 @@ from bench.arena_copy import _Bench, address_of, memory_folder
 from bench.offline import ROOT
 from bench.restore_peers import python
 from bench.rows import Options, Row, row, spread
+from dynamo_gpu_ft import native
 from dynamo_gpu_ft.errors import GpuFtError
 
 BLOCKS = 10_000
@@ -37,6 +38,9 @@ def rows(options: Options) -> list[Row]:
         ours = [bench.load() for _ in range(rounds)]
         plain = [bench.memcpy_in() for _ in range(rounds)]
         out = [_row("arena", ours, blocks, plain, "memcpy of as many bytes in one piece")]
+        options.say("the same blocks from a disk log whose files lie in memory too")
+        log = _disk_log(bench, blocks, rounds)
+        out.append(_row("disk_log", log, blocks, plain, "memcpy of as many bytes in one piece"))
         others: dict[str, Callable[[], list[float]]] = {
             "safetensors": lambda: _safetensors(bench, blocks, rounds),
             "lmcache_fs": lambda: _lmcache(blocks, rounds),
@@ -49,6 +53,7 @@ def rows(options: Options) -> list[Row]:
                 continue
             what = _WHAT[name].format(requests=blocks // REQUEST_BLOCKS, layers=LAYERS)
             out.append(_row(f"arena.beside.{name}", ours, blocks, speeds, what))
+            out.append(_row(f"disk_log.beside.{name}", log, blocks, speeds, what))
     return out
 
 
@@ -70,6 +75,52 @@ def _row(name: str, ours: list[float], blocks: int, theirs: list[float], what: s
         note=f"{size:.2f} GB in blocks of {LAYERS * PIECE >> 10} KiB, every digest and link checked; {spread(mine)}; "
         f"baseline: {what}; {spread(other)}",
     )
+
+
+def _disk_log(bench: _Bench, blocks: int, rounds: int) -> list[float]:
+    """GB/s of a reader in the way a restore goes: a request's blocks at once, each into its places in the layers."""
+    core = native.load()
+    target = address_of(bench._engine_side)
+    with memory_folder(2 * bench.bytes + (256 << 20)) as folder:
+        writer = core.DiskLog.open(str(folder / "log"))
+        namespace = parent = writer.add_namespace(b"bench")
+        payload = bytearray(os.urandom(LAYERS * PIECE))
+        for number in range(blocks):
+            payload[:8] = number.to_bytes(8, "little")
+            key = core.DiskKey.seal(
+                namespace=namespace,
+                shard=0,
+                position=number,
+                epoch=1,
+                block_hash=number.to_bytes(8, "little"),
+                parent_link=parent,
+                payload=payload,
+            )
+            parent = key.link
+            writer.append(key, payload)
+        if not writer.flush(DEADLINE_S) or not writer.close():
+            raise GpuFtError("the disk log did not take every block", where=str(folder))
+        log = core.DiskLog.open(str(folder / "log"), read_only=True)
+        entries = sorted(log.entries(), key=lambda entry: entry.key.position)
+        if len(entries) != blocks:
+            raise GpuFtError("the disk log does not have every block", value=len(entries))
+        wanted = [
+            (
+                entry,
+                [(n * PIECE, PIECE, target + (n * blocks + number) * PIECE) for n in range(LAYERS)],
+            )
+            for number, entry in enumerate(entries)
+        ]
+        speeds = []
+        for _ in range(rounds + 1):  # the first is not counted
+            started = time.perf_counter()
+            for first in range(0, blocks, REQUEST_BLOCKS):
+                for status, text in log.read_into(wanted[first : first + REQUEST_BLOCKS]):
+                    if status != "ok":
+                        raise GpuFtError("the disk log did not give a block back", value=text)
+            speeds.append(bench.bytes / (time.perf_counter() - started) / 1e9)
+        log.close()
+    return speeds[1:]
 
 
 def _safetensors(bench: _Bench, blocks: int, rounds: int) -> list[float]:

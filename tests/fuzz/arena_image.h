@@ -55,8 +55,7 @@ class ArenaImage {
     CHECK(gft_arena_create(path.c_str(), &wanted, 0, &arena) == GFT_OK);
     fill();
     descriptor_ = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
-    memory = static_cast<uint8_t *>(
-        mmap(nullptr, geometry.file_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor_, 0));
+    memory = static_cast<uint8_t *>(mmap(nullptr, geometry.file_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor_, 0));
     CHECK(memory != MAP_FAILED);
     sound_.assign(memory, memory + geometry.file_bytes);
   }

@@ -22,10 +22,14 @@ uint64_t read_all(gft_arena *arena) {
 void work(gft_ledger *ledger, Input &input) {
   for (int i = 0; i < 12 && !input.empty(); ++i) {
     uint8_t what = input.take<uint8_t>();
-    if (what < 4) (void)gft_ledger_begin_compaction(ledger);
-    else if (what < 8) (void)gft_ledger_commit_compaction(ledger);
-    else if (what < 10) (void)gft_ledger_abort_compaction(ledger);
-    else (void)gft_ledger_append(ledger, what, bytes_of(std::string(uint64_t{what} * 16, 'r')));
+    if (what < 4)
+      (void)gft_ledger_begin_compaction(ledger);
+    else if (what < 8)
+      (void)gft_ledger_commit_compaction(ledger);
+    else if (what < 10)
+      (void)gft_ledger_abort_compaction(ledger);
+    else
+      (void)gft_ledger_append(ledger, what, bytes_of(std::string(uint64_t{what} * 16, 'r')));
   }
   uint64_t used = 0, capacity = 0;
   CHECK(gft_ledger_usage(ledger, &used, &capacity) == GFT_OK && used <= capacity);

@@ -1,5 +1,5 @@
-// Runs a fuzz target over the files of the folders named on the command line: a corpus without a fuzzer, built by any compiler.
-// It ends with the number of inputs; a crash names the file, printed before it is run.
+// Runs a fuzz target over the files of the folders named on the command line: a corpus without a fuzzer, built by any
+// compiler. It ends with the number of inputs; a crash names the file, printed before it is run.
 #include <filesystem>
 #include <fstream>
 

@@ -176,8 +176,8 @@ void ArenaWorld::judge_ledger(gft_arena *arena) {
   saw(gft_arena_read_ledger(
       arena,
       [](void *out, uint32_t kind, gft_bytes bytes) {
-        static_cast<Records *>(out)->all.push_back(
-            std::to_string(kind) + std::string(reinterpret_cast<const char *>(bytes.data), bytes.size));
+        static_cast<Records *>(out)->all.push_back(std::to_string(kind) +
+                                                   std::string(reinterpret_cast<const char *>(bytes.data), bytes.size));
       },
       &records, &end));
   bool now = true, then = true;  // a ledger word that points back gives the ledger of before: stale, but whole
@@ -203,8 +203,7 @@ void ArenaWorld::judge_names(size_t chain) {
   for (uint64_t i = 0; i < kChain; ++i) {
     std::string hash = block_name(i), parent = i ? block_name(i - 1) : "";
     gft_read *read = nullptr;
-    gft_status status =
-        gft_writer_find(attached_[chain].writer, bytes_of(hash), i ? bytes_of(parent) : no_parent(), &read);
+    gft_status status = gft_writer_find(attached_[chain].writer, bytes_of(hash), i ? bytes_of(parent) : no_parent(), &read);
     saw(status);
     if (status != GFT_OK) continue;
     uint64_t slot, address, bytes;

@@ -14,7 +14,8 @@ inline constexpr uint64_t kLedgerRecords = 30;
 // The layout as csrc/arena/README.md gives it, computed here once more on purpose.
 inline constexpr uint64_t kControl = kPage, kLanes = 3 * kPage, kNamespaces = 5 * kPage, kIndex = kNamespaces + 65 * kPage;
 inline constexpr uint64_t kStates = kIndex + kPage, kStamps = kStates + kPage, kHolds = kStamps + kPage;
-inline constexpr uint64_t kMarks = kHolds + kPage, kHeaders = kMarks + kPage, kLedger = kHeaders + 2 * kPage, kHalf = 2 * kPage;
+inline constexpr uint64_t kMarks = kHolds + kPage, kHeaders = kMarks + kPage, kLedger = kHeaders + 2 * kPage,
+                          kHalf = 2 * kPage;
 inline constexpr uint64_t kPayload = kLedger + 2 * kHalf, kFileBytes = kPayload + kSlots * kPage;
 
 struct Chain {
@@ -35,9 +36,9 @@ class ArenaWorld {
   void restore();
   End judge(Random &random);
 
-  uint8_t *memory = nullptr;            // the file, mapped
-  std::vector<uint8_t> sound, older;    // the whole file now, and as it was in epoch 1
-  std::vector<uint64_t> used;           // slots with sealed blocks
+  uint8_t *memory = nullptr;          // the file, mapped
+  std::vector<uint8_t> sound, older;  // the whole file now, and as it was in epoch 1
+  std::vector<uint64_t> used;         // slots with sealed blocks
   std::string path;
 
   uint64_t word(uint64_t at) const {

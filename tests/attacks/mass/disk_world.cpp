@@ -1,5 +1,5 @@
-// Building the log, putting its files back, and the judge. Everything goes through the door; the places of records are found by
-// their magics, as csrc/disk/README.md gives them.
+// Building the log, putting its files back, and the judge. Everything goes through the door; the places of records are found
+// by their magics, as csrc/disk/README.md gives them.
 #include "disk_world.h"
 
 #include <sys/stat.h>

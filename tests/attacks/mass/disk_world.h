@@ -1,5 +1,6 @@
-// A disk log of one shard, written in two terms: three chains over two namespaces, in epoch 1 and again in epoch 2, small and large.
-// Faults change its files; the judge opens it as a reader does, reads everything in whole and in parts, and compares.
+// A disk log of one shard, written in two terms: three chains over two namespaces, in epoch 1 and again in epoch 2, small
+// and large. Faults change its files; the judge opens it as a reader does, reads everything in whole and in parts, and
+// compares.
 #pragma once
 
 #include <array>

@@ -1,5 +1,5 @@
-// What the mass fault programs share: seeded cases per kind, a watchdog that names the case, and the counts as one line of JSON.
-// A wrong byte that was accepted, a crash and a hang all end the program with kind, seed and case on stderr.
+// What the mass fault programs share: seeded cases per kind, a watchdog that names the case, and the counts as one line of
+// JSON. A wrong byte that was accepted, a crash and a hang all end the program with kind, seed and case on stderr.
 #pragma once
 
 #include <signal.h>
@@ -72,8 +72,7 @@ inline int run(int argc, char **argv, const std::vector<Kind> &kinds, const std:
     all_noticed &= !idle;
     if (idle) std::fprintf(stderr, "kind %s was never noticed: it tests nothing\n", now_kind);
     json += std::string(json.empty() ? "" : ", ") + "\"" + now_kind + "\": {\"cases\": " + std::to_string(done) +
-            ", \"noticed\": " + std::to_string(noticed) +
-            (kinds[k].mild ? ", \"mild\": true}" : "}");
+            ", \"noticed\": " + std::to_string(noticed) + (kinds[k].mild ? ", \"mild\": true}" : "}");
   }
   alarm(0);
   std::printf("{\"seed\": %llu, \"seconds\": %.1f, \"accepted\": 0, \"kinds\": {%s}}\n", now_seed, seconds() - started,
