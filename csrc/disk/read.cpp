@@ -173,23 +173,26 @@ void Log::Inside::read_records(std::span<Read> reads, Clock::time_point deadline
   auto begin = [&](Read &read, Clock::time_point until) {
     auto job = std::make_unique<Job>();
     job->read = &read;
-    {
-      Lock lock(mutex);
-      // A collected record may have a new place.
-      if (!index.points_to(read.entry))
-        if (auto now = index.entry_of(read.entry.key.link)) read.entry = *now;
-    }
     const Entry &entry = read.entry;
     for (const Range &range : read.ranges)
       if (range.bytes > entry.key.payload_bytes || range.from > entry.key.payload_bytes - range.bytes) {
         end(read, GFT_INVALID, "a range lies outside the payload of " + std::to_string(entry.key.payload_bytes) + " bytes");
         return std::unique_ptr<Job>();
       }
-    try {
-      job->file = files.get(log, entry.segment);
-    } catch (const Fail &why) {
-      end(read, why.code, why.text);
-      return std::unique_ptr<Job>();
+    // A collected record may have a new place, and may get it between the two looks.
+    for (int looks = 0; !job->file; ++looks) {
+      {
+        Lock lock(mutex);
+        if (!index.points_to(entry))
+          if (auto now = index.entry_of(entry.key.link)) read.entry = *now;
+      }
+      try {
+        job->file = files.get(log, entry.segment);
+      } catch (const Fail &why) {
+        if (why.code == GFT_NOT_FOUND && looks < 8) continue;
+        end(read, why.code, why.text);
+        return std::unique_ptr<Job>();
+      }
     }
     uint64_t room = job->file->header.segment_bytes;
     if (!job->file->digest || !have_codec(entry.codec)) {
