@@ -27,6 +27,8 @@ QUESTIONS = {
     "eviction": "how much of what is asked again the arena still has, beside plain LRU",
     "digest": "how fast payloads are digested, beside reading them and beside other checksums",
     "relayout": "how fast KV of one layout becomes KV of another, beside memcpy",
+    "disk_log": "how fast blocks go to the disk log and back, beside fio on the same file system",
+    "recovery_scan": "how long a disk log of 100,000 blocks takes to open",
     "vllm_overhead": "what the connector costs vLLM in throughput",
     "vllm_restore": "time to the first token after a restart, KV restored beside prefilled again",
     "restore_blocks": "restoring 10,000 blocks, and real prompts after a restart, beside LMCache and vLLM alone",

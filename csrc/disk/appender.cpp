@@ -78,6 +78,11 @@ bool Appender::admit() {
 
 void Appender::refuse_queued() {
   Log::Inside::Lock lock(in_.mutex);
+  if (in_.cancel_moves) {
+    for (const PendingRef &record : in_.background) in_.settle(record, GFT_CANCELLED);
+    in_.background.clear();
+    in_.cancel_moves = false;
+  }
   if (!in_.refusal.status) return;
   for (auto *queue : {&in_.queue, &in_.background}) {
     for (const PendingRef &record : *queue) in_.settle(record, in_.refusal.status);
@@ -198,7 +203,10 @@ void Appender::finished(Op *op) {
     std::string path = in_.folder.path_of(segment_name(op->owner ? reinterpret_cast<Group *>(op->owner)->target->file->number : 0));
     gft_status status = status_of(op->error) == GFT_NO_SPACE ? GFT_NO_SPACE : GFT_IO;
     std::string text = std::string("cannot ") + (op->kind == Fault::Kind::sync ? "sync " : "write ") + path + ": " +
-                       std::strerror(op->error) + "; blocks are not stored on disk any more: see to the disk and open again";
+                       std::strerror(op->error) +
+                       (status == GFT_NO_SPACE
+                            ? "; blocks are not stored on disk for now: free room, or raise the limit on file sizes (ulimit -f)"
+                            : "; blocks are not stored on disk any more: see to the disk and open again");
     if (op == &sync_) syncing_ = false;
     collapse(status, text);
     return;

@@ -112,6 +112,7 @@ struct Log::Inside : std::enable_shared_from_this<Log::Inside> {
   uint64_t pending = 0, waiting_flushes = 0;
   Clock::time_point last_append = Clock::now();
   bool stop = false, closed = false, appender_done = true, fenced = false;
+  bool cancel_moves = false;  // asks the appender to send background records back
   unsigned threads_alive = 0;
   Stats counts;
 

@@ -114,6 +114,11 @@ void Keeper::serve_a_move() {
   {
     Log::Inside::Lock lock(in_.mutex);
     if (in_.spare || in_.appender_done || in_.refusal.status || in_.spare_trouble.status) return;
+    if (in_.options.cap_bytes && in_.disk_bytes() + in_.options.segment_bytes > in_.options.cap_bytes) {
+      in_.cancel_moves = true;  // appends used up the room for moving: what should have been kept is forgotten instead
+      in_.work.notify_all();
+      return;
+    }
   }
   try {
     add_segment();

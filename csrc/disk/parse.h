@@ -19,7 +19,7 @@ struct Place {
 };
 
 struct Super {
-  Id log;
+  Id log{};
   uint64_t term = 0, generation = 0;
   std::vector<SuperEntry> segments;  // numbers strictly increasing
 };

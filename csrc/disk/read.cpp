@@ -190,6 +190,7 @@ void Log::Inside::read_records(std::span<Read> reads, Clock::time_point deadline
         job->file = files.get(log, entry.segment);
       } catch (const Fail &why) {
         if (why.code == GFT_NOT_FOUND && looks < 8) continue;
+        if (why.code != GFT_IO && why.code != GFT_INTERNAL) drop(entry);  // so that it can be stored again
         end(read, why.code, why.text);
         return std::unique_ptr<Job>();
       }
