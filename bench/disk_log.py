@@ -30,9 +30,7 @@ def measure(options: Options) -> list[Row]:
     folder = Path(tempfile.mkdtemp(prefix="gft-bench-", dir=os.environ.get("GFT_BENCH_DISK")))
     try:
         return [
-            each
-            for size in BLOCK_SIZES
-            for each in _measure(folder, size, total, rounds, options)
+            each for size in BLOCK_SIZES for each in _measure(folder, size, total, rounds, options)
         ]
     finally:
         shutil.rmtree(folder, ignore_errors=True)

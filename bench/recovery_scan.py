@@ -43,6 +43,7 @@ def measure(options: Options) -> list[Row]:
         subprocess.run([sys.executable, "-c", CHILD, str(path), str(blocks)], check=True)
         rows = []
         for name in ("killed", "closed"):
+            times = []
             for _ in range(1 if name == "killed" else 7):
                 started = time.perf_counter()
                 log = core.DiskLog.open(str(path), segment_bytes=64 << 20)

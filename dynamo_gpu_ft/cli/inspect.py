@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynamo_gpu_ft import native
+from dynamo_gpu_ft.cli import inspect_disk
 from dynamo_gpu_ft.cli.progress import tracked
 from dynamo_gpu_ft.cli.render import as_json, columns
 from dynamo_gpu_ft.config import Config
@@ -30,7 +31,9 @@ _MOVED = ("changed", "empty")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "arena", nargs="?", help="name or path of an arena; default: the configured one"
+        "arena",
+        nargs="?",
+        help="name or path of an arena, or the folder of a disk log; default: the configured arena",
     )
     parser.add_argument("--verify", action="store_true", help="check the digest of every payload")
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
@@ -42,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
         _say(args.json, path, "not_found", f"no arena at {path}. {_others(path)}")
         return 2
     core = native.load()
+    if path.is_dir():
+        return inspect_disk.run(path, verify=args.verify, json=args.json)
     try:
         arena = core.Arena.open(str(path), read_only=True)
     except core.CoreError as error:

@@ -22,7 +22,7 @@ import pytest
 from dynamo_gpu_ft import native
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "native"))
-from disk_door import append_all, chain  # noqa: E402
+from disk_door import append_all, chain
 
 core = native.load()
 SMALL = {"segment_bytes": 1 << 18, "window_ms": 1}
@@ -73,7 +73,9 @@ def test_a_failed_write_or_sync_ends_appends_with_its_reason(
     durable, why = append_until_refused(log, blocks)
     assert why == reason
     stats = log.stats()
-    assert stats["reason"] == reason and not stats["writable"] and path in stats["reason_text"]
+    assert stats["reason"] == reason
+    assert not stats["writable"]
+    assert path in stats["reason_text"]
     all_there(log, blocks, durable)
     log.close()
     log = core.DiskLog.open(path, backend=backend, **SMALL)
@@ -83,9 +85,7 @@ def test_a_failed_write_or_sync_ends_appends_with_its_reason(
 
 
 def test_a_full_disk_is_tried_again(tmp_path: Path, rng: random.Random) -> None:
-    log = core.DiskLog.open(
-        str(tmp_path / "log"), faults=[("write", 5, 1, errno.ENOSPC)], **SMALL
-    )
+    log = core.DiskLog.open(str(tmp_path / "log"), faults=[("write", 5, 1, errno.ENOSPC)], **SMALL)
     blocks = chain(log, rng, 60)
     _, why = append_until_refused(log, blocks)
     assert why == "no_space"
@@ -110,7 +110,8 @@ def test_an_unreadable_record_is_an_io_error_and_no_more(
             results.append("ok")
         except core.CoreError as error:
             results.append(error.code)
-    assert results.count("io") == 1 and results.count("ok") == 9
+    assert results.count("io") == 1
+    assert results.count("ok") == 9
     log.close()
 
 
@@ -171,7 +172,8 @@ def test_a_folder_without_write_permission_opens_for_reading(
 def check_read_only(path: str, blocks: list[tuple[Any, bytes]]) -> None:
     log = core.DiskLog.open(path, **SMALL)
     stats = log.stats()
-    assert not stats["writable"] and stats["reason"] == "read_only"
+    assert not stats["writable"]
+    assert stats["reason"] == "read_only"
     all_there(log, blocks, set(range(len(blocks))))
     with pytest.raises(core.CoreError) as caught:
         log.append(*blocks[0])
