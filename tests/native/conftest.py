@@ -73,3 +73,22 @@ def two(small: Any) -> tuple[Any, Any]:
     for record in (b"A", b"B"):
         small.add_namespace(record)
     return tuple(small.attach_writer(shard=n, token=chosen, namespace=n) for n in (0, 1))  # type: ignore[return-value]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "engine" / "shard-0"
+
+
+@pytest.fixture
+def open_log(path: Path) -> Iterator[Callable[..., Any]]:
+    opened = []
+
+    def make(**how: Any) -> Any:
+        chosen = {"segment_bytes": 1 << 20, "window_ms": 1, **how}
+        opened.append(core.DiskLog.open(str(path), **chosen))
+        return opened[-1]
+
+    yield make
+    for log in opened:
+        log.close(5)
