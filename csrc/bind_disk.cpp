@@ -2,16 +2,11 @@
 // Payloads come in as any contiguous buffer and go out as bytes or into addresses the caller vouches for.
 #include <cstring>
 
-#include "bind.h"
+#include "bind_disk.h"
 #include "gft_disk.h"
 
 namespace bind {
 namespace {
-
-struct PyLog {
-  std::shared_ptr<gft_disk> handle;
-  gft_disk *get() const { return handle.get(); }
-};
 
 py::bytes bytes16(const uint8_t (&bytes)[16]) { return {reinterpret_cast<const char *>(bytes), 16}; }
 

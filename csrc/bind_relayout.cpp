@@ -2,7 +2,7 @@
 // Buffers and names are gathered with the GIL; checks, copies and conversions run without it.
 #include <algorithm>
 
-#include "bind.h"
+#include "bind_disk.h"
 #include "gft_relayout.h"
 
 namespace bind {
@@ -112,6 +112,26 @@ PyConverter make_converter(const PyWriter &writer, const PyArena &source, uint32
   return {owned(raw, gft_converter_free)};
 }
 
+PyConverter make_from_logs(const PyWriter &writer, const std::vector<const PyLog *> &logs, const py::bytes &namespace_id,
+                           uint64_t payload_bytes, uint64_t max_epoch, const std::vector<uint32_t> &shards,
+                           const std::vector<const PyRelayout *> &phases) {
+  std::string id = bytes_of(namespace_id);
+  if (id.size() != 16 || logs.size() != shards.size())
+    raise_core_error("invalid", "a converter of " + std::to_string(logs.size()) + " logs and " + std::to_string(shards.size()) +
+                                    " shards; each shard has a log, and a namespace id 16 bytes");
+  std::vector<gft_relayout *> plans;
+  for (const PyRelayout *phase : phases) plans.push_back(phase->handle.get());
+  std::vector<gft_disk *> opened;
+  for (const PyLog *log : logs) opened.push_back(log->get());
+  gft_converter *raw = nullptr;
+  call([&] {
+    return gft_converter_create_from_logs(writer.handle.get(), opened.data(), reinterpret_cast<const uint8_t *>(id.data()),
+                                          payload_bytes, max_epoch, shards.data(), shards.size(), plans.data(), plans.size(),
+                                          &raw);
+  });
+  return {owned(raw, gft_converter_free)};
+}
+
 PyConverted convert(const PyConverter &converter, const std::vector<const PyTarget *> &targets,
                     const std::optional<py::bytes> &source_parent, double timeout) {
   std::vector<std::vector<gft_bytes>> names;
@@ -167,6 +187,8 @@ void bind_relayout(py::module_ &module) {
   py::class_<PyConverter>(module, "Converter")
       .def(py::init(&make_converter), py::arg("writer"), py::arg("source"), py::kw_only(), py::arg("namespace"),
            py::arg("max_epoch"), py::arg("shards"), py::arg("phases"))
+      .def_static("from_logs", make_from_logs, py::arg("writer"), py::arg("logs"), py::kw_only(), py::arg("namespace_id"),
+                  py::arg("payload_bytes"), py::arg("max_epoch"), py::arg("shards"), py::arg("phases"))
       .def("convert", convert, py::arg("targets"), py::kw_only(), py::arg("source_parent"), py::arg("timeout"))
       .def("cancel", [](const PyConverter &c) { call([&] { return gft_converter_cancel(c.handle.get()); }); });
 }

@@ -8,14 +8,11 @@
 #include "disk/log.h"
 #include "disk/parse.h"
 #include "door.h"
+#include "door_disk.h"
 #include "gft_disk.h"
 
 using gft::behind_wall;
 using namespace gft::disk;
-
-struct gft_disk {
-  std::shared_ptr<Log> log;
-};
 
 namespace {
 

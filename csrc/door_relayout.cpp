@@ -3,6 +3,7 @@
 #include "gft_relayout.h"
 
 #include "door.h"
+#include "door_disk.h"
 #include "relayout/convert.h"
 
 using gft::behind_wall;
@@ -49,6 +50,23 @@ gft_status gft_converter_create(gft_writer *writer, gft_arena *source, uint32_t 
     *out = new gft_converter{std::make_shared<gft::Converter>(writer->writer,
                                                               gft::arena_source(source->core, name_space, max_epoch),
                                                               std::vector(shards, shards + shard_count), std::move(plans))};
+  });
+}
+
+gft_status gft_converter_create_from_logs(gft_writer *writer, gft_disk *const *logs, const uint8_t name_space_id[16],
+                                          uint64_t payload_bytes, uint64_t max_epoch, const uint32_t *shards,
+                                          size_t shard_count, gft_relayout *const *phases, size_t phase_count,
+                                          gft_converter **out) {
+  return behind_wall([&] {
+    std::vector<std::shared_ptr<const gft::RelayoutPlan>> plans;
+    for (size_t i = 0; i < phase_count; ++i) plans.push_back(phases[i]->plan);
+    std::vector<gft::ShardLog> opened;
+    for (size_t i = 0; i < shard_count; ++i) opened.push_back({shards[i], logs[i]->log});
+    gft::Id id;
+    std::copy(name_space_id, name_space_id + 16, id.begin());
+    *out = new gft_converter{std::make_shared<gft::Converter>(
+        writer->writer, gft::log_source(std::move(opened), id, payload_bytes, max_epoch),
+        std::vector(shards, shards + shard_count), std::move(plans))};
   });
 }
 

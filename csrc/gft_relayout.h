@@ -4,6 +4,7 @@
 #define GFT_RELAYOUT_H
 
 #include "gft.h"
+#include "gft_disk.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -44,6 +45,12 @@ typedef struct gft_converter gft_converter;
 gft_status gft_converter_create(gft_writer *writer, gft_arena *source, uint32_t name_space, uint64_t max_epoch,
                                 const uint32_t *shards, size_t shard_count, gft_relayout *const *phases,
                                 size_t phase_count, gft_converter **out);
+/* The same from disk logs, `logs[i]` being that of shards[i]: blocks stored under the namespace record with this digest. Of
+ * their payloads only what the phases need is read, and verified by chunks. */
+gft_status gft_converter_create_from_logs(gft_writer *writer, gft_disk *const *logs, const uint8_t name_space_id[16],
+                                          uint64_t payload_bytes, uint64_t max_epoch, const uint32_t *shards,
+                                          size_t shard_count, gft_relayout *const *phases, size_t phase_count,
+                                          gft_converter **out);
 /* Ends a convert under way at its next block. */
 void gft_converter_free(gft_converter *converter);
 

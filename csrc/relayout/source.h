@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../copy/load.h"
+#include "../disk/log.h"
 #include "plan.h"
 
 namespace gft {
@@ -40,5 +41,13 @@ class Source {
 
 // `name_space` is a number of the source arena. Throws GFT_INVALID when there is no such record.
 std::unique_ptr<Source> arena_source(std::shared_ptr<Core> core, uint32_t name_space, uint64_t max_epoch);
+
+struct ShardLog {
+  uint32_t shard;
+  std::shared_ptr<disk::Log> log;
+};
+// `name_space` is the digest of the record under which the blocks were stored.
+std::unique_ptr<Source> log_source(std::vector<ShardLog> logs, const Id &name_space, uint64_t payload_bytes,
+                                   uint64_t max_epoch);
 
 }  // namespace gft

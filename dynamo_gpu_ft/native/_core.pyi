@@ -332,6 +332,19 @@ class Converter:
         shards: Sequence[int],
         phases: Sequence[Relayout],
     ) -> None: ...
+    @staticmethod
+    def from_logs(
+        writer: Writer,
+        logs: Sequence[DiskLog],
+        *,
+        namespace_id: bytes,
+        payload_bytes: int,
+        max_epoch: int,
+        shards: Sequence[int],
+        phases: Sequence[Relayout],
+    ) -> Converter:
+        """The same from disk logs, one per shard in the order of `shards`, under the record with digest `namespace_id`. Reads only
+        what the phases need, verified by chunks."""
     def convert(
         self, targets: Sequence[Target], *, source_parent: bytes | None, timeout: float
     ) -> Converted:
