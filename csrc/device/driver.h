@@ -23,8 +23,7 @@ using Function = struct FunctionTag *;
 constexpr Result kSuccess = 0, kInvalidValue = 1, kNoDevice = 100, kInvalidDevice = 101, kNoBinary = 209, kNotFound = 500,
                  kNotReady = 600, kLaunchFailed = 719, kNotSupported = 801, kUnknown = 999;
 constexpr unsigned kStreamNonBlocking = 1, kEventDisableTiming = 2, kRegisterPortable = 1, kHostAllocPortable = 1;
-constexpr int kMajor = 75, kMinor = 76, kMultiprocessors = 16, kPciBus = 33, kPciDevice = 34, kPciDomain = 50,
-              kHostRegisterSupported = 99;
+constexpr int kMajor = 75, kMinor = 76, kPciBus = 33, kPciDevice = 34, kPciDomain = 50;
 constexpr int kSourceInStreamOrder = 1;
 
 struct Uuid {
@@ -58,7 +57,6 @@ struct Driver {
   Result (*priority_range)(int *least, int *greatest) = nullptr;                // 5.5
   Result (*stream_create)(Stream *, unsigned flags, int priority) = nullptr;    // 5.5
   Result (*stream_destroy)(Stream) = nullptr;                                   // 4.0
-  Result (*stream_query)(Stream) = nullptr;                                     // 2.0
   Result (*stream_wait)(Stream, Event, unsigned) = nullptr;                     // 3.2
   Result (*event_create)(Event *, unsigned) = nullptr;                          // 2.0
   Result (*event_destroy)(Event) = nullptr;                                     // 4.0

@@ -55,7 +55,6 @@ void fill(Driver &driver, const Library &library) {
   library.required(driver.priority_range, "cuCtxGetStreamPriorityRange", 5050);
   library.required(driver.stream_create, "cuStreamCreateWithPriority", 5050);
   library.required(driver.stream_destroy, "cuStreamDestroy", 4000);
-  library.required(driver.stream_query, "cuStreamQuery", 2000);
   library.required(driver.stream_wait, "cuStreamWaitEvent", 3020);
   library.required(driver.event_create, "cuEventCreate", 2000);
   library.required(driver.event_destroy, "cuEventDestroy", 4000);

@@ -184,19 +184,6 @@ Result Twin::enqueue(TwinStream *stream, double seconds, std::function<void()> a
   return kSuccess;
 }
 
-bool Twin::idle(TwinStream *stream) {
-  std::lock_guard lock(stream->mutex);
-  return stream->queue.empty() && !stream->busy;
-}
-
-Result Twin::drain(TwinStream *stream) {
-  while (!idle(stream)) {
-    if (lost_) return kLaunchFailed;
-    pause(20e-6);
-  }
-  return kSuccess;
-}
-
 void Twin::run(TwinStream *stream) {
   std::unique_lock lock(stream->mutex);
   while (true) {
@@ -205,13 +192,11 @@ void Twin::run(TwinStream *stream) {
     if (stream->queue.empty()) return;
     auto work = std::move(stream->queue.front());
     stream->queue.pop_front();
-    stream->busy = true;
     lock.unlock();
     while (work.may_start && !work.may_start() && !lost_ && !stream->stop) pause(20e-6);
     pause(work.seconds);
     if (!lost_) work.act();
     lock.lock();
-    stream->busy = false;
   }
 }
 

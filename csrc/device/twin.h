@@ -13,8 +13,8 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <set>
 #include <thread>
+#include <vector>
 
 #include "../gft_device.h"
 #include "driver.h"
@@ -33,7 +33,6 @@ struct TwinStream {
     std::function<bool()> may_start;
   };
   std::deque<Work> queue;
-  bool busy = false;
   std::atomic<bool> stop{false};
   std::thread thread;
 };
@@ -79,8 +78,6 @@ class Twin {
   TwinStream *stream();
   void end(TwinStream *stream);
   Result enqueue(TwinStream *stream, double seconds, std::function<void()> act, std::function<bool()> may_start = {});
-  bool idle(TwinStream *stream);
-  Result drain(TwinStream *stream);  // waits until idle or lost
   double transfer_seconds(size_t bytes);
   // The bytes of a copy, at the moment it takes effect.
   void transfer(uint8_t *to, const uint8_t *from, size_t bytes, bool out);

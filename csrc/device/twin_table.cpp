@@ -44,7 +44,7 @@ Result device_uuid(Uuid *out, Ordinal ordinal) {
 }
 Result device_attribute(int *out, int which, Ordinal ordinal) {
   ENTER(Twin::find(ordinal));
-  *out = which == kMajor ? 9 : which == kMultiprocessors ? 4 : which == kHostRegisterSupported ? 1 : 0;
+  *out = which == kMajor ? 9 : 0;
   return kSuccess;
 }
 Result context_retain(Context *out, Ordinal ordinal) {
@@ -83,10 +83,6 @@ Result stream_destroy(Stream stream) {
   ENTER(of(stream)->twin);
   entered->end(of(stream));
   return kSuccess;
-}
-Result stream_query(Stream stream) {
-  ENTER(of(stream)->twin);
-  return entered->idle(of(stream)) ? kSuccess : kNotReady;
 }
 Result stream_capturing(Stream stream, int *out) {
   ENTER(of(stream)->twin);
@@ -243,7 +239,7 @@ Driver make_table() {
   d.device_name = device_name, d.device_uuid = device_uuid, d.device_attribute = device_attribute;
   d.context_retain = context_retain, d.context_release = context_release;
   d.context_push = context_push, d.context_pop = context_pop, d.priority_range = priority_range;
-  d.stream_create = stream_create, d.stream_destroy = stream_destroy, d.stream_query = stream_query;
+  d.stream_create = stream_create, d.stream_destroy = stream_destroy;
   d.stream_wait = stream_wait, d.stream_capturing = stream_capturing, d.event_create = event_create;
   d.event_destroy = event_destroy, d.event_record = event_record, d.event_query = event_query;
   d.memory_allocate = memory_allocate, d.memory_free = memory_free, d.host_allocate = host_allocate, d.host_free = host_free;

@@ -16,6 +16,7 @@ from dynamo_gpu_ft.engines.vllm.metadata import StepMetadata, WorkerReport
 from dynamo_gpu_ft.engines.vllm.scheduler import RETRY_STEPS, SchedulerHalf
 from dynamo_gpu_ft.engines.vllm.worker import WorkerHalf
 from dynamo_gpu_ft.kv.blocks import Pin, Run, Usable
+from dynamo_gpu_ft.kv.device import DeviceTier
 from dynamo_gpu_ft.kv.snapshot import Progress
 from dynamo_gpu_ft.sim.tier import MemoryTier
 
@@ -300,3 +301,24 @@ def test_a_reset_of_the_engines_caches_ends_protection() -> None:
     assert "weights" in made.not_protected
     assert made.get_num_new_matched_tokens(request("a", 20), 0) == (0, False)
     assert made.build_connector_meta(output(a=8)).stores == []
+
+
+def test_a_device_tier_hears_how_long_steps_take_but_not_of_pauses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard: list[float] = []
+
+    class Hearing(DeviceTier):
+        def __init__(self) -> None:
+            self.block_bytes = 8
+
+        def step(self, seconds: float) -> None:
+            heard.append(round(seconds, 3))
+
+    clock = iter([100.0, 100.02, 100.05, 107.0, 107.03])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    half = WorkerHalf(Hearing(), Config(), BLOCK)
+    for _ in range(5):
+        half.before_step(StepMetadata())
+    monkeypatch.undo()
+    assert heard == [0.02, 0.03, 0.03]

@@ -7,6 +7,7 @@ over the KV tensors, and reports metrics from this process.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from dynamo_gpu_ft.engines.vllm.metadata import StepMetadata
 from dynamo_gpu_ft.errors import NotProtected
 from dynamo_gpu_ft.kv import arena, layout, namespace
 from dynamo_gpu_ft.kv.base import Tier
+from dynamo_gpu_ft.kv.device import DeviceTier
 from dynamo_gpu_ft.kv.snapshot import Progress, SnapshotQueue
 from dynamo_gpu_ft.metrics import metrics, port_of
 
@@ -25,6 +27,9 @@ _log = logging.getLogger("dynamo_gpu_ft.engines.vllm")
 
 #: Why a block was never copied; every other reason means that it was, and could not be sealed.
 NOT_TRIED = frozenset({"lag", "cancelled", "full", "no_parent"})
+
+#: What lasts longer is a pause between requests and no step.
+LONGEST_STEP_S = 1.0
 
 PIN_REFUSED = {
     "full": "pinned blocks may not have more of the arena: raise DYN_GPU_FT_PINNED_SHARE, or unpin some",
@@ -38,6 +43,9 @@ class WorkerHalf:
     def __init__(self, tier: Tier, config: Config, block_size: int) -> None:
         self._tier, self._block_size = tier, block_size
         self._fenced = False
+        # A tier that shares the device with the engine wants to know how long steps take: from one beginning to the next.
+        self._told_steps = tier.step if isinstance(tier, DeviceTier) else None
+        self._began = 0.0
         self._refusals: set[str] = set()  # reasons that were said already
         self._queue = SnapshotQueue(
             tier, max_lag_bytes=config.max_lag_bytes, load_timeout_s=config.load_timeout_s
@@ -76,9 +84,7 @@ class WorkerHalf:
         if first.device.type == "cpu":
             tier = arena.HostTier(writer, described, threads=config.copy_threads)
         else:
-            from dynamo_gpu_ft.kv.device import DeviceTier
-
-            tier = DeviceTier(opened, writer, described, tensors)
+            tier = DeviceTier(opened, writer, described, tensors, config=config)
         metrics().set("protected", 1)
         _log.info(
             "KV snapshots on: arena %s, shard %d, epoch %d, %d slots of %d bytes",
@@ -92,6 +98,11 @@ class WorkerHalf:
 
     def before_step(self, step: StepMetadata) -> None:
         """Before the forward pass: blocks of preempted requests are about to be reused."""
+        if self._told_steps is not None:
+            now = time.monotonic()
+            if 0 < now - self._began < LONGEST_STEP_S:
+                self._told_steps(now - self._began)
+            self._began = now
         if step.preempted:
             self._queue.preempt(step.preempted)
 
