@@ -10,12 +10,14 @@
 
 namespace gft {
 
-// A sealed block as the policy sees it.
+// A sealed block as the policy sees it. Small, because a scan makes one for every block there is.
 struct Resident {
-  uint64_t slot, stamp;
+  uint64_t stamp;
+  uint32_t slot;
   uint8_t owner;  // namespace + 1, 0: unknown
-  bool held, is_protected, pinned;
+  bool held : 1, is_protected : 1, pinned : 1;
 };
+static_assert(sizeof(Resident) == 16 && IndexEntry::kSlotBits <= 26);
 
 struct Usage {
   uint64_t used = 0, quota = 0;  // slots; quota 0: no limit

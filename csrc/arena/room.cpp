@@ -41,10 +41,10 @@ std::pair<uint64_t, StateWord> Room::take(const Taker &taker) {
       std::deque<Candidate> &queue = own ? own_[owner] : queue_;
       if (queue.empty()) {
         ++refills;
-        refill(queue, taker, own);
-        if (own && !at_quota(owner)) queue.clear();  // the count was wrong; the scan has put it right
-        if (queue.empty() && !own) break;
-        own = own && !queue.empty();  // where nothing of its own can go, it takes what others can spare
+        bool any = refill(queue, taker, own);
+        if (!any && !own) break;
+        // Where nothing of its own can go, it takes what others can spare. Or the count was wrong; the scan put it right.
+        if (own && (!any || !at_quota(owner))) queue.clear(), own = false;
         continue;
       }
       Candidate candidate = queue.front();
@@ -132,16 +132,29 @@ void Room::look(uint64_t slot, Lanes &lanes, uint64_t epoch, size_t batch, Scan 
     if (scan.empty.size() < batch) scan.empty.push_back({slot, word.packed(), 0, 0, false});
     return;
   }
-  uint64_t packed = core_.mark(slot).load(std::memory_order_relaxed);
-  MarkWord mark = MarkWord::of(packed);
+  MarkWord mark = MarkWord::of(core_.mark(slot).load(std::memory_order_relaxed));
   if (!mark.belongs_to(word.generation)) mark = {};
   ++scan.usage[mark.owner].used;
   if (word.state != Slot::sealed || slot == scan.spare || (!scan.own && !scan.empty.empty())) return;
   HoldWord hold = HoldWord::of(core_.hold(slot).load(std::memory_order_relaxed));
   uint64_t stamp = core_.stamp(slot).load(std::memory_order_relaxed);
   bool held = hold.counts(epoch, word.generation);
-  scan.sealed.push_back({slot, word.packed(), stamp, packed, held});
-  scan.residents.push_back({slot, stamp, mark.owner, held, mark.is_protected, mark.pinned_until > scan.now});
+  scan.residents.push_back(
+      {stamp, static_cast<uint32_t>(slot), mark.owner, held, mark.is_protected, mark.pinned_until > scan.now});
+}
+
+// The words of a block that the policy lets go, read once more: a word that changed since the scan means that it is in use.
+bool Room::still(const Resident &resident, const Scan &scan, uint64_t epoch, Candidate &out) const {
+  StateWord word = StateWord::of(core_.state(resident.slot).load(std::memory_order_acquire));
+  if (word.state != Slot::sealed) return false;
+  HoldWord hold = HoldWord::of(core_.hold(resident.slot).load(std::memory_order_relaxed));
+  out = {resident.slot, word.packed(), core_.stamp(resident.slot).load(std::memory_order_relaxed),
+         core_.mark(resident.slot).load(std::memory_order_relaxed), hold.counts(epoch, word.generation)};
+  MarkWord mark = MarkWord::of(out.mark);
+  uint8_t owner = mark.belongs_to(word.generation) ? mark.owner : 0;
+  bool is_protected = owner && mark.is_protected, pinned = owner && mark.pinned_until > scan.now;
+  return out.stamp == resident.stamp && out.held == resident.held && owner == resident.owner &&
+         is_protected == resident.is_protected && pinned == resident.pinned;
 }
 
 // Everything there is, or, when empty slots will do, as many of those as are wanted.
@@ -171,7 +184,8 @@ Room::Scan Room::scan(const Taker &taker, bool own, size_t batch) {
   return out;
 }
 
-void Room::refill(std::deque<Candidate> &queue, const Taker &taker, bool own) {
+// Whether there was anything to choose from; what changed hands since the scan is not put into the queue.
+bool Room::refill(std::deque<Candidate> &queue, const Taker &taker, bool own) {
   // A queue is as old as its scan: the smaller it is, the nearer its order is to what the policy says now.
   const uint64_t slots = core_.geometry().slots;
   const size_t batch = std::max<size_t>(1, slots / 64);
@@ -179,11 +193,14 @@ void Room::refill(std::deque<Candidate> &queue, const Taker &taker, bool own) {
   Scan found = scan(taker, own, batch);
   if (!own && !found.empty.empty()) {
     queue.assign(found.empty.begin(), found.empty.end());
-    return;
+    return true;
   }
   CapsWord caps = CapsWord::of(Word(core_.control()->caps).load(std::memory_order_relaxed));
-  for (size_t i : eviction_order(found.residents, slots, caps, found.usage, own ? owner : 0, batch))
-    queue.push_back(found.sealed[i]);
+  auto order = eviction_order(found.residents, slots, caps, found.usage, own ? owner : 0, batch);
+  Candidate candidate;
+  for (size_t i : order)
+    if (still(found.residents[i], found, core_.epoch(), candidate)) queue.push_back(candidate);
+  return !order.empty();
 }
 
 void clear_lane(Core &core, uint8_t lane) {

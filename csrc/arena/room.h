@@ -40,8 +40,8 @@ class Room {
     bool alive(const Core &core, uint8_t lane);
   };
   struct Scan {
-    std::vector<Candidate> empty, sealed;
-    std::vector<Resident> residents;  // of `sealed`, in the same order
+    std::vector<Candidate> empty;
+    std::vector<Resident> residents;
     UsageTable usage;
     std::array<int64_t, kNamespaces + 1> cleared{};  // slots of the dead that became empty
     bool whole = true, own = false;
@@ -50,7 +50,8 @@ class Room {
   StateWord recovered(uint64_t slot, Lanes &lanes, uint64_t epoch, Scan &scan);
   void look(uint64_t slot, Lanes &lanes, uint64_t epoch, size_t batch, Scan &scan);
   Scan scan(const Taker &taker, bool own, size_t batch);
-  void refill(std::deque<Candidate> &queue, const Taker &taker, bool own);
+  bool still(const Resident &resident, const Scan &scan, uint64_t epoch, Candidate &out) const;
+  bool refill(std::deque<Candidate> &queue, const Taker &taker, bool own);
   bool grab(const Candidate &candidate, const Taker &taker);
   bool evict(const Candidate &candidate, const Taker &taker);
   bool at_quota(uint8_t owner) const;
