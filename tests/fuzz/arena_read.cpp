@@ -9,17 +9,19 @@ using namespace fuzz;
 
 namespace {
 
-void load_the_chain(gft::Writer &writer) {
+void load_the_chain(const std::shared_ptr<gft::Writer> &writer) {
   static std::vector<uint8_t> memory(kSlotBytes * kChain);
   gft_region region{reinterpret_cast<uint64_t>(memory.data()), kSlotBytes, kSlotBytes, kChain};
-  gft::Layout layout = gft::Layout::of(&region, 1);
-  std::vector<gft::BlockSpec> blocks;
+  static const auto mover = gft::host_mover(writer, gft::Layout::of(&region, 1));
+  gft::Job job{};
+  job.load = true;
   for (uint64_t i = 0; i < kChain; ++i)
-    blocks.push_back({i, name(i), i ? std::optional<std::string>(name(i - 1)) : std::nullopt, i});
+    job.blocks.push_back({i, name(i), i ? std::optional<std::string>(name(i - 1)) : std::nullopt, i});
+  job.statuses.resize(kChain);
   gft::Outcome end;
-  auto chain = gft::find_chain(writer, blocks, end);
-  CHECK(chain.size() <= blocks.size());
-  for (size_t i = 0; i < chain.size(); ++i) (void)gft::load_one(writer, layout, blocks[i], chain[i]);
+  job.found = gft::find_chain(*writer, job.blocks, end);
+  CHECK(job.found.size() <= kChain);
+  if (!job.found.empty()) (void)gft::load_some(*writer, *mover, job, 0, job.found.size());
 }
 
 }  // namespace
@@ -45,6 +47,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     (void)gft_read_recheck(read);
     gft_read_free(read);
   }
-  load_the_chain(*writer->writer);
+  load_the_chain(writer->writer);
   return 0;
 }
