@@ -118,6 +118,11 @@ PendingRef Keeper::prepared(const Entry &entry, Codec codec) {
   try {
     auto file = in_.files.get(in_.log, entry.segment);
     if (file->digest != in_.digest || bytes + 5 * kPage > in_.options.segment_bytes) return nullptr;
+    {
+      Log::Inside::Lock lock(in_.mutex);
+      // A forged summary may name blocks without their namespace: no segment could explain them.
+      if (!in_.namespaces.contains(entry.key.name_space)) return nullptr;
+    }
     // Room comes back as the appender settles; it settles or refuses everything it was given.
     while (!(out->buffer = in_.move_buffers->take(bytes, Clock::now() + kLook))) serve_a_move();
     if (!queue_) queue_ = in_.io->queue();
