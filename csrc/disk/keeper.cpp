@@ -56,7 +56,13 @@ bool Keeper::one_chore() {
   return collect(false) || summarise() || compress();
 }
 
-void Keeper::trouble(const Fail &why) {
+void Keeper::trouble(const Fail &cause) {
+  Fail why = cause;
+  // The successor of a fenced writer removes files; what fails because of that has this reason and no other.
+  if (in_.lease->fenced())
+    why = {GFT_FENCED, "another process took over the disk log " + in_.folder.path + "; this one stops writing to it"};
+  else if (why.code != GFT_NO_SPACE && why.code != GFT_READ_ONLY && why.code != GFT_FENCED)
+    why.code = GFT_IO;
   Log::Inside::Lock lock(in_.mutex);
   auto &now = in_.spare_trouble;
   now.pause = std::clamp(now.pause * 2, std::chrono::milliseconds(250), std::chrono::milliseconds(60'000));

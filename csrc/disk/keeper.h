@@ -33,7 +33,7 @@ class Keeper {
   bool move(const std::vector<Entry> &entries, Codec codec);
   PendingRef prepared(const Entry &entry, Codec codec);
   bool pays(const std::vector<Entry> &entries, Codec codec);
-  void trouble(const Fail &why);
+  void trouble(const Fail &cause);
   bool idle() const;
 
   Log::Inside &in_;
