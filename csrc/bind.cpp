@@ -101,4 +101,5 @@ PYBIND11_MODULE(_core, module) {
   bind_ledger(module);
   bind_relayout(module);
   bind_disk(module);
+  bind_backing(module);
 }

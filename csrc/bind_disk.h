@@ -1,5 +1,5 @@
 // Python's DiskLog as the binding's files share it: a converter reads from logs too.
-// Included by bind_disk.cpp and bind_relayout.cpp only.
+// Included by the files that take a log: bind_disk.cpp, bind_relayout.cpp, bind_backing.cpp.
 #pragma once
 
 #include "bind.h"

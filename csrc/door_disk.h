@@ -1,5 +1,5 @@
 // The disk log's handle as the door's files share it: conversions read from logs too.
-// Included by door_disk.cpp and door_relayout.cpp only.
+// Included by the files that take a log: door_disk.cpp, door_relayout.cpp, door_backing.cpp.
 #pragma once
 
 #include <memory>

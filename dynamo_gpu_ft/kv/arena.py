@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from dynamo_gpu_ft import native
 from dynamo_gpu_ft.config import Config
 from dynamo_gpu_ft.errors import ArenaError, NotProtected
-from dynamo_gpu_ft.kv.blocks import BlockRef, JobResult, Usable
+from dynamo_gpu_ft.kv.blocks import BlockRef, JobResult
 from dynamo_gpu_ft.kv.layout import BlockLayout
 
 if TYPE_CHECKING:
@@ -81,11 +81,13 @@ def open_existing(path: Path, *, read_only: bool = False) -> _core.Arena:
         raise _explain(error, path) from error
 
 
-def begin_epoch(arena: _core.Arena, engine_id: str, *, takeover: bool) -> int:
-    """Joins (or, first of its engine, opens) the epoch of `engine_id`. Raises `ArenaError` "busy" or "fenced"."""
+def begin_epoch(arena: _core.Arena, engine_id: str, *, takeover: bool, floor: int = 0) -> int:
+    """Joins (or, first of its engine, opens) the epoch of `engine_id`, a new one above `floor`.
+
+    Raises `ArenaError` "busy" or "fenced"."""
     core = native.load()
     try:
-        return arena.begin_epoch(token_of(engine_id), takeover=takeover)
+        return arena.begin_epoch(token_of(engine_id), takeover=takeover, floor=floor)
     except core.CoreError as error:
         raise _explain(error, Path(arena.path)) from error
 
@@ -116,25 +118,6 @@ def apply_limits(arena: _core.Arena, *, namespace: int, config: Config) -> None:
         arena.set_quota(namespace, max(1, int(arena.slots * quota)) if quota else 0)
     except core.CoreError as error:
         raise _explain(error, Path(arena.path)) from error
-
-
-class PrefixReader:
-    """The scheduler's view of the arena: which prefix is usable in every shard. Reads states and links only, mutates nothing."""
-
-    def __init__(
-        self, arena: _core.Arena, *, namespace: int, shards: Sequence[int], epoch: int
-    ) -> None:
-        self._arena, self._namespace = arena, namespace
-        self._shards, self._epoch = list(shards), epoch
-
-    def usable(self, block_hashes: Sequence[bytes]) -> Usable:
-        found = self._arena.usable_prefix(
-            namespace=self._namespace,
-            shards=self._shards,
-            block_hashes=block_hashes,
-            max_epoch=self._epoch,
-        )
-        return Usable(found.blocks, found.reason, found.shard)
 
 
 class HostTier:

@@ -13,32 +13,50 @@ STORED = frozenset({"ok", "present"})
 
 
 @dataclass(frozen=True, slots=True)
+class Sources:
+    """The blocks of another layout that one block can be converted from: their names in token order, the name of the block
+    before the first of them (None at the begin), and the namespace record they are under."""
+
+    names: tuple[bytes, ...]
+    parent: bytes | None
+    origin: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class BlockRef:
     """One engine block: where it is in the engine (`block_id`) and what it is (`block_hash`, opaque engine bytes).
 
-    `parent_hash` is the hash of the block before it in the prefix, None at `position` 0."""
+    `parent_hash` is the hash of the block before it in the prefix, None at `position` 0. `sources` is None for a
+    block that lies in its own layout."""
 
     block_id: int
     block_hash: bytes
     parent_hash: bytes | None
     position: int
+    sources: Sources | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Consecutive blocks of one request's prefix, starting at block index `first`."""
+    """Consecutive blocks of one request's prefix, starting at block index `first`.
+
+    For a load, `sources` has an entry per block (or none at all), and `timeout_s` is when computing is the better way (None:
+    the tier's own limit)."""
 
     request_id: str
     first: int
     block_ids: tuple[int, ...]
     block_hashes: tuple[bytes, ...]
     parent_hash: bytes | None
+    sources: tuple[Sources | None, ...] = ()
+    timeout_s: float | None = None
 
     def refs(self) -> list[BlockRef]:
         refs, parent = [], self.parent_hash
         pairs = zip(self.block_ids, self.block_hashes, strict=True)
         for offset, (block_id, block_hash) in enumerate(pairs):
-            refs.append(BlockRef(block_id, block_hash, parent, self.first + offset))
+            sources = self.sources[offset] if self.sources else None
+            refs.append(BlockRef(block_id, block_hash, parent, self.first + offset, sources))
             parent = block_hash
         return refs
 
@@ -63,22 +81,30 @@ class Pin:
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """What became of a job: one status per block, in order ("ok", "present", "cancelled", "digest", ...)."""
+    """What became of a job: one status per block, in order ("ok", "present", "cancelled", "digest", ...).
+
+    `moved` says for a load what came from where: (source, bytes, seconds); empty when all of `bytes` came from the arena."""
 
     job_id: int
     kind: str  # "store" | "load" | "pin" (then one status in all)
     statuses: tuple[str, ...]
     bytes: int
     seconds: float
+    moved: tuple[tuple[str, int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Usable:
-    """Precise answer to "how much of this prefix can be restored": leading blocks, and why it ends there."""
+    """Precise answer to "how much of this prefix can be restored": leading blocks, and why it ends there.
+
+    `runs` say where they come from, in prefix order: ("arena" | "disk" | "convert", blocks). The blocks of the last run, if
+    it is "convert", have their `sources`."""
 
     blocks: int
     reason: str  # "complete" | "missing" | "writing" | "chain" | "epoch" | "namespace" | "damaged"
     shard: int = -1  # the shard that ended the prefix; -1 when complete
+    runs: tuple[tuple[str, int], ...] = ()
+    sources: tuple[Sources, ...] = ()
 
 
 @dataclass(slots=True)

@@ -9,16 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dynamo_gpu_ft.kv.blocks import Usable
+from dynamo_gpu_ft.kv import cost
+from dynamo_gpu_ft.kv.blocks import Sources, Usable
 
 
 @dataclass(frozen=True, slots=True)
 class RestorePlan:
-    """Load block indices [first, first + count) of the prefix; `reason` says why not more ("complete" when all)."""
+    """Load block indices [first, first + count) of the prefix; `reason` says why not more ("complete" when all).
+
+    `sources` as in `Run`, for exactly these blocks; `refused` is the source that was not worth loading from."""
 
     first: int
     count: int
     reason: str
+    sources: tuple[Sources | None, ...] = ()
+    timeout_s: float | None = None
+    refused: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +36,48 @@ class RestoreOutcome:
     reason: str  # "complete" or the status of the first bad block
 
 
-def plan(usable: Usable, *, local_tokens: int, block_size: int) -> RestorePlan:
-    """What to load beyond the `local_tokens` (whole blocks) that the engine already has."""
+def plan(
+    usable: Usable,
+    *,
+    local_tokens: int,
+    block_size: int,
+    block_bytes: int,
+    costs: cost.Costs | None,
+) -> RestorePlan:
+    """What to load beyond the `local_tokens` (whole blocks) that the engine already has, as far as loading is the
+    quicker way; all of it without `costs`."""
     first = local_tokens // block_size
-    return RestorePlan(first, max(0, usable.blocks - first), usable.reason)
+    if usable.blocks <= first:
+        return RestorePlan(first, 0, usable.reason)
+    segments = _behind(usable.runs or (("arena", usable.blocks),), first)
+    choice = cost.Choice(usable.blocks - first, None)
+    if costs is not None:
+        choice = cost.choose(
+            segments, block_bytes=block_bytes, block_tokens=block_size, costs=costs
+        )
+    reason = usable.reason if not choice.refused else f"slow {choice.refused}"
+    own = usable.blocks - len(usable.sources)
+    end = first + choice.blocks
+    sources = tuple(None if i < own else usable.sources[i - own] for i in range(first, end))
+    return RestorePlan(
+        first,
+        choice.blocks,
+        reason,
+        sources if any(sources) else (),
+        choice.timeout_s,
+        choice.refused,
+    )
+
+
+def _behind(runs: Sequence[tuple[str, int]], skip: int) -> list[tuple[str, int]]:
+    """`runs` without their first `skip` blocks."""
+    left = []
+    for source, count in runs:
+        gone = min(skip, count)
+        skip -= gone
+        if count > gone:
+            left.append((source, count - gone))
+    return left
 
 
 def outcome(block_ids: Sequence[int], statuses: Sequence[str]) -> RestoreOutcome:

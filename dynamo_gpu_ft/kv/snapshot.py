@@ -25,6 +25,7 @@ class SnapshotStats:
     stored_bytes: int = 0
     loaded_blocks: int = 0
     loaded_bytes: int = 0
+    moved: list[tuple[str, int, float]] = field(default_factory=list)  # (source, bytes, seconds)
     dropped: Counter[str] = field(default_factory=Counter)
     pins: Counter[str] = field(default_factory=Counter)  # by status
     load_failures: Counter[str] = field(default_factory=Counter)
@@ -74,10 +75,13 @@ class SnapshotQueue:
         self._tier.store(job_id, run.refs())
 
     def load(self, run: Run, *, now: float | None = None) -> None:
-        """Queues a copy in; its outcome comes from `poll`, at the latest `load_timeout_s` after this call."""
+        """Queues a copy in; its outcome comes from `poll`, at the latest its own or `load_timeout_s` after this call."""
         job_id = self._job()
         started = time.monotonic() if now is None else now
-        self._loads[job_id] = _Load(run, started + self._load_timeout_s)
+        limit = self._load_timeout_s
+        if run.timeout_s is not None:
+            limit = min(limit, run.timeout_s)
+        self._loads[job_id] = _Load(run, started + limit)
         self._tier.load(job_id, run.refs())
 
     def pin(self, pin: Pin) -> None:
@@ -150,6 +154,7 @@ class SnapshotQueue:
         progress.bad_block_ids.update(answer.bad_block_ids)
         self._stats.loaded_blocks += answer.restored
         self._stats.loaded_bytes += result.bytes
+        self._stats.moved += result.moved or (("arena", result.bytes, result.seconds),)
         if answer.bad_block_ids:
             self._stats.load_failures[answer.reason] += len(answer.bad_block_ids)
 

@@ -22,11 +22,23 @@ Counter = Literal[
     "verify_failures_total",
     "pins_refused_total",
     "loaded_tokens_total",
+    "loaded_bytes_total",
+    "restore_refused_total",
+    "disk_written_bytes_total",
+    "disk_dropped_blocks_total",
     "restored_tokens_total",
     "recomputed_tokens_total",
     "recoveries_total",
 ]
-Gauge = Literal["snapshot_lag_tokens", "snapshot_lag_bytes", "open_requests", "protected", "info"]
+Gauge = Literal[
+    "snapshot_lag_tokens",
+    "snapshot_lag_bytes",
+    "disk_lag_blocks",
+    "disk_protected",
+    "open_requests",
+    "protected",
+    "info",
+]
 Histogram = Literal["recovery_duration_seconds"]
 
 
@@ -107,6 +119,45 @@ TABLE: tuple[Metric, ...] = (
         "tokens",
         ("worker",),
     ),
+    Metric(
+        "loaded_bytes_total",
+        "counter",
+        "Payload bytes brought back, by where from (arena, disk: read into the arena first, convert: from another layout)",
+        "bytes",
+        ("worker",),
+        ("source",),
+    ),
+    Metric(
+        "restore_refused_total",
+        "counter",
+        "Prefixes whose KV was there and was computed again because that is quicker, by source",
+        "requests",
+        ("scheduler",),
+        ("source",),
+    ),
+    Metric(
+        "disk_written_bytes_total",
+        "counter",
+        "Payload bytes that are durable in this shard's disk log",
+        "bytes",
+        ("worker",),
+    ),
+    Metric(
+        "disk_dropped_blocks_total",
+        "counter",
+        "Blocks that did not reach the disk (queue: too far behind; evicted: gone before their turn; log: refused)",
+        "blocks",
+        ("worker",),
+        ("reason",),
+    ),
+    Metric(
+        "disk_lag_blocks",
+        "gauge",
+        "Sealed blocks that are not yet durable on disk",
+        "blocks",
+        ("worker",),
+    ),
+    Metric("disk_protected", "gauge", "1 while the disk log takes blocks", "", ("worker",)),
     Metric(
         "restored_tokens_total",
         "counter",

@@ -6,6 +6,7 @@ The only door between Python and `csrc/`: everybody asks `load()` and gets the t
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, cast
 
 from dynamo_gpu_ft.errors import CoreUnavailable
@@ -36,6 +37,7 @@ class Core(Protocol):
     DiskKey: type[_core.DiskKey]
     DiskEntry: type[_core.DiskEntry]
     Identity: type[_core.Identity]
+    Backing: type[_core.Backing]
 
     def build_info(self) -> dict[str, str]: ...
     def link_of(self, identity: _core.Identity) -> bytes: ...
@@ -43,6 +45,17 @@ class Core(Protocol):
         self, arena: _core.Arena, slot: int, into: bytearray | memoryview | None = None
     ) -> _core.Identity: ...
     def digest(self, data: bytes | memoryview) -> bytes: ...
+    def backed_prefix(
+        self,
+        *,
+        arena: _core.Arena | None,
+        logs: Sequence[_core.DiskLog | None],
+        record: bytes,
+        payload_bytes: int,
+        shards: Sequence[int],
+        block_hashes: Sequence[bytes],
+        max_epoch: int,
+    ) -> tuple[int, str, int, bytes]: ...
     def device_mix(self, data: bytes, first: int) -> int: ...
 
 

@@ -7,6 +7,9 @@ The arena is one file in a memory file system. Slots hold one engine block of on
 from collections.abc import Sequence
 from typing import Final
 
+from dynamo_gpu_ft.native._backing import Backing as Backing
+from dynamo_gpu_ft.native._backing import Fetched as Fetched
+from dynamo_gpu_ft.native._backing import backed_prefix as backed_prefix
 from dynamo_gpu_ft.native._device import Device as Device
 from dynamo_gpu_ft.native._device import DeviceEngine as DeviceEngine
 from dynamo_gpu_ft.native._device import device_pace as device_pace

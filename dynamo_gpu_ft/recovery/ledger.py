@@ -139,6 +139,18 @@ class LedgerWriter:
         if self._open.pop(request_id, None) is not None:
             self._append(FINISHED, Finished(request_id, reason))
 
+    def move_to(self, arena: _core.Arena, *, takeover: bool = False) -> LedgerWriter:
+        """A writer on another arena that knows this one's open requests; this one is closed. Raises `CoreError`."""
+        moved = LedgerWriter(arena, takeover=takeover)
+        moved._open = self._open
+        try:
+            moved._write_open()
+        except self._core.CoreError as error:
+            moved._fail(error)
+        self.healthy = False
+        self.close()
+        return moved
+
     def close(self) -> None:
         self._log.close()
 
@@ -156,23 +168,26 @@ class LedgerWriter:
         """Writes every open request, the newest record's effect included, into the other half."""
         try:
             self._log.begin_compaction()
-            for request in self._open.values():
-                admitted = Admitted(
-                    request.request_id,
-                    request.prompt_token_ids,
-                    request.sampling,
-                    request.namespace,
-                    request.admitted_at,
-                )
-                self._log.append(ADMITTED, self._encoder.encode(admitted))
-                if request.token_ids:
-                    tokens = Tokens(request.request_id, 0, request.token_ids)
-                    self._log.append(TOKENS, self._encoder.encode(tokens))
+            self._write_open()
             self._log.commit_compaction()
         except self._core.CoreError as error:
             self._fail(error)
             return False
         return True
+
+    def _write_open(self) -> None:
+        for request in self._open.values():
+            admitted = Admitted(
+                request.request_id,
+                request.prompt_token_ids,
+                request.sampling,
+                request.namespace,
+                request.admitted_at,
+            )
+            self._log.append(ADMITTED, self._encoder.encode(admitted))
+            if request.token_ids:
+                tokens = Tokens(request.request_id, 0, request.token_ids)
+                self._log.append(TOKENS, self._encoder.encode(tokens))
 
     def _fail(self, error: Exception) -> None:
         if self.healthy:

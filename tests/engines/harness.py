@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class OfflineEngine:
         transfer: dict[str, Any] | None = None,
         deadline_s: float = 180.0,
         environment: dict[str, str] | None = None,
+        command: Sequence[str] = (),
         **llm: Any,
     ) -> None:
         arguments = {
@@ -72,7 +74,7 @@ class OfflineEngine:
         self.log = log
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, str(PROGRAM), json.dumps({"llm": arguments})],
+                [*command, sys.executable, str(PROGRAM), json.dumps({"llm": arguments})],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,8 +14,9 @@ from dynamo_gpu_ft.engines.vllm.connector import GpuFtConnector
 from dynamo_gpu_ft.engines.vllm.metadata import StepMetadata, WorkerReport
 from dynamo_gpu_ft.engines.vllm.scheduler import RETRY_STEPS, SchedulerHalf
 from dynamo_gpu_ft.engines.vllm.worker import WorkerHalf
-from dynamo_gpu_ft.kv.blocks import Pin, Run, Usable
+from dynamo_gpu_ft.kv.blocks import Pin, Run, Sources, Usable
 from dynamo_gpu_ft.kv.device import DeviceTier
+from dynamo_gpu_ft.kv.prefix import Names
 from dynamo_gpu_ft.kv.snapshot import Progress
 from dynamo_gpu_ft.sim.tier import MemoryTier
 
@@ -25,16 +25,22 @@ BLOCK = 4
 
 
 class Reader:
-    """Says that `blocks` leading blocks are usable."""
+    """Says that `blocks` leading blocks are usable, `runs` of them from here and there."""
 
-    def __init__(self, blocks: int) -> None:
-        self.blocks = blocks
+    def __init__(
+        self,
+        blocks: int,
+        runs: tuple[tuple[str, int], ...] = (),
+        sources: tuple[Sources, ...] = (),
+    ) -> None:
+        self.blocks, self.runs, self.sources = blocks, runs, sources
         self.broken = False
 
-    def usable(self, block_hashes: Sequence[bytes]) -> Usable:
+    def usable(self, names: Names, limit: int) -> Usable:
         if self.broken:
             raise RuntimeError("arena gone")
-        return Usable(min(self.blocks, len(block_hashes)), "missing", 0)
+        count = min(self.blocks, len(names(BLOCK)[:limit]))
+        return Usable(count, "missing", 0, self.runs, self.sources)
 
 
 def request(name: str, tokens: int, *, computed: int = 0) -> Any:
@@ -62,9 +68,14 @@ def output(**scheduled: int) -> Any:
     )
 
 
-def half(blocks: int = 0, *, decode: bool = True) -> SchedulerHalf:
+def half(blocks: int = 0, *, decode: bool = True, reader: Reader | None = None) -> SchedulerHalf:
     return SchedulerHalf(
-        Reader(blocks), block_size=BLOCK, snapshot=True, decode=decode, pin_ttl_s=50.0
+        reader or Reader(blocks),
+        block_size=BLOCK,
+        block_bytes=100,
+        snapshot=True,
+        decode=decode,
+        pin_ttl_s=50.0,
     )
 
 
@@ -125,7 +136,7 @@ def test_blocks_that_could_not_be_stored_are_tried_again_later() -> None:
     scheduler, req = half(), request("a", 40)
     scheduler.allocated(req, [], 0)
     scheduler.build(output(a=12), None)
-    scheduler.reported({"a": 1}, [])
+    scheduler.reported(WorkerReport({"a": 1}), [])
     req.num_computed_tokens = 12
     steps = [scheduler.build(output(a=0), None) for _ in range(RETRY_STEPS + 1)]
     assert [s.stores for s in steps[: RETRY_STEPS - 1]] == [[]] * (RETRY_STEPS - 1)
@@ -184,6 +195,36 @@ def test_a_request_can_end_a_pin_and_nonsense_is_refused() -> None:
     assert [(p.request_id, p.until) for p in pins] == [("a", 0)]
 
 
+def test_a_disk_that_proved_slower_than_computing_is_left_out() -> None:
+    scheduler, req = half(reader=Reader(4, (("arena", 2), ("disk", 2)))), request("a", 20)
+    assert scheduler.matched_tokens(req, 0) == (16, True)
+    report = WorkerReport({}, [("arena", 1000, 0.001), ("disk", 1000, 1.0)], [(100, 0.1)])
+    scheduler.reported(report, [])
+    assert scheduler.matched_tokens(req, 0) == (8, True)
+    scheduler.allocated(req, [100, 101], 8)
+    (run,) = scheduler.build(output(), None).loads
+    assert run.timeout_s == 1.0, "computing 8 tokens takes 8 ms: a load gets no more than the floor"
+
+
+def test_blocks_of_another_layout_carry_what_they_are_made_of() -> None:
+    made_of = tuple(Sources((b"s%d" % i,), None, b"record") for i in (1, 2))
+    reader = Reader(3, (("arena", 1), ("convert", 2)), made_of)
+    scheduler, req = half(reader=reader), request("a", 20)
+    assert scheduler.matched_tokens(req, 0) == (12, True)
+    scheduler.allocated(req, [100, 101, 102], 12)
+    (run,) = scheduler.build(output(), None).loads
+    assert run.sources == (None, *made_of)
+    assert [ref.sources for ref in run.refs()] == [None, *made_of]
+
+
+def test_reports_of_all_ranks_are_merged() -> None:
+    one = WorkerReport({"a": 3, "b": 1}, [("disk", 5, 1.0)], [(64, 0.5)])
+    merged = one.aggregate(WorkerReport({"a": 2}, [("arena", 6, 2.0)], []))
+    assert isinstance(merged, WorkerReport)
+    assert merged.moved == [("disk", 5, 1.0), ("arena", 6, 2.0)]
+    assert merged.prefills == [(64, 0.5)]
+
+
 def connector(scheduler: SchedulerHalf | None = None, worker: WorkerHalf | None = None) -> Any:
     """A connector with given halves, made without vLLM's configuration."""
     made = GpuFtConnector.__new__(GpuFtConnector)
@@ -191,7 +232,7 @@ def connector(scheduler: SchedulerHalf | None = None, worker: WorkerHalf | None 
     made._identity = SimpleNamespace(block_size=BLOCK)
     made._config, made._progress, made._lost = Config(), Progress(), []
     made.not_protected = None
-    made._kv_cache_manager = None
+    made._kv_cache_manager = made._shelves = None
     made._connector_metadata = None
     return made
 
@@ -202,7 +243,7 @@ def blocks_of(ids: list[int]) -> Any:
 
 def test_a_failing_look_up_ends_protection_and_the_engine_computes() -> None:
     reader = Reader(3)
-    made = connector(SchedulerHalf(reader, block_size=BLOCK, snapshot=True, decode=True))
+    made = connector(half(reader=reader))
     reader.broken = True
     assert made.get_num_new_matched_tokens(request("a", 20), 0) == (0, False)
     assert "arena gone" in made.not_protected

@@ -186,23 +186,6 @@ def test_a_file_system_without_room_is_said_at_start_and_the_engine_serves(
     assert list(Path(chosen["arena_dir"]).iterdir()) == []
 
 
-def test_an_arena_of_another_block_size_is_refused_and_left_as_it_was(
-    tiny_model: Path,
-    tmp_path: Path,
-    settings: Settings,
-    saved: Path,
-    expected: list[list[int]],
-) -> None:
-    chosen = settings()
-    path = copied(saved, chosen)
-    before = path.read_bytes()
-    with OfflineEngine(tiny_model, tmp_path / "b64", settings=chosen, block_size=64) as engine:
-        (reason,) = engine.ready["not_protected"]
-        assert engine.run(PROMPTS)["tokens"] == expected
-    assert "mismatch" in reason
-    assert path.read_bytes() == before
-
-
 def test_kv_of_another_model_with_equal_block_size_is_never_used(
     tiny_model: Path, tmp_path: Path, settings: Settings, saved: Path
 ) -> None:

@@ -29,11 +29,14 @@ SCENARIOS = [
 ]
 
 
-def run(model: Path, folder: Path, scenarios: list[str], **llm: Any) -> dict[str, Any]:
+def run(
+    model: Path, folder: Path, scenarios: list[str], restart_tp: int = 0, **llm: Any
+) -> dict[str, Any]:
     settings = {"arena_dir": str(folder), "arena_bytes": "128MiB", "ledger_bytes": "1MiB"}
-    settings |= {"max_restarts": 10, "journal": str(folder / "journal")}
+    settings |= {"max_restarts": 10, "journal": str(folder / "journal"), "restart_tp": restart_tp}
+    settings |= {"restore_by_cost": False}
     environment = engine_environment()
-    if llm.get("tensor_parallel_size") == 2:
+    if 2 in (llm.get("tensor_parallel_size"), restart_tp):
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"
     orders = [json.dumps(settings), json.dumps({"scenarios": scenarios, "llm": llm})]
     with (folder / "log").open("wb") as log:
@@ -142,3 +145,25 @@ def test_two_tensor_parallel_ranks_are_recovered_from_both_ranks_kv(tiny_model: 
     assert seen["segments_left"] == []
     check_streams(seen, "engine_and_worker_killed", streams=3)
     check_restored(seen, "engine_and_worker_killed", streams=3)
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_an_engine_that_comes_back_with_another_number_of_ranks_restores_the_kv_of_the_former(
+    tiny_model: Path, before: int, after: int
+) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="gft-recovery-resized-", dir="/dev/shm"))
+    try:
+        seen = run(
+            tiny_model,
+            folder,
+            ["undisturbed", "engine_and_worker_killed"],
+            restart_tp=after,
+            tensor_parallel_size=before,
+        )
+        arenas = sorted(path.suffix for path in folder.glob("*.arena*"))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    check_streams(seen, "engine_and_worker_killed", streams=3)
+    check_restored(seen, "engine_and_worker_killed", streams=3)
+    assert seen["ledger_open"] == []
+    assert arenas == [".arena", ".former"]

@@ -41,7 +41,12 @@ class ResilientLLM(AsyncLLM):
         self._config = settings.config_of(vllm_config)
         self._events = _event_stream(self._config)
         self._tag = new_tag()
-        self._launcher = Launcher(vllm_config, executor_class, log_stats=log_stats)
+        self._launcher = Launcher(
+            vllm_config,
+            executor_class,
+            log_stats=log_stats,
+            restart_tp=self._config.restart_tp,
+        )
         metrics().start(
             "front",
             port=port_of("front", self._config.metrics_port),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+from collections.abc import Callable
 from typing import Any
 
 TESTED = ("0.31", "0.32")
@@ -51,6 +52,40 @@ def request_block_ids(scheduler_output: Any, manager: Any, request_id: str) -> l
 
 def hash_algorithm(vllm_config: Any) -> str:
     return str(getattr(vllm_config.cache_config, "prefix_caching_hash_algo", "unknown"))
+
+
+def own_hashes(request: Any, block_tokens: int) -> list[bytes]:
+    """The names of a request's whole blocks at the engine's own block size, whatever is asked for."""
+    return [bytes(h) for h in request.block_hashes]
+
+
+class _Unhashed:
+    """A request that has no block hashes yet: what vLLM's hasher needs to begin at its first token."""
+
+    block_hashes: tuple[bytes, ...] = ()
+
+    def __init__(self, request: Any) -> None:
+        self._request = request
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._request, name)
+
+
+def hashes_at(vllm_config: Any, block_size: int) -> Callable[[Any, int], list[bytes]]:
+    """`names(request, tokens)`: the names of a request's whole blocks as an engine with blocks of `tokens` has them.
+
+    NOTE: the hash functions that vLLM seeds at random per process (xxhash*) name nothing in another process."""
+
+    def names(request: Any, tokens: int) -> list[bytes]:
+        if tokens == block_size:
+            return own_hashes(request, tokens)
+        from vllm.utils.hashing import get_hash_fn_by_name
+        from vllm.v1.core.kv_cache_utils import get_request_block_hasher
+
+        function = get_hash_fn_by_name(hash_algorithm(vllm_config))
+        return [bytes(h) for h in get_request_block_hasher(tokens, function)(_Unhashed(request))]
+
+    return names
 
 
 def kv_layout(kv_cache_config: Any) -> str:

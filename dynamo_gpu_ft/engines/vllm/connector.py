@@ -25,8 +25,9 @@ from dynamo_gpu_ft.engines.vllm.metadata import StepMetadata, WorkerReport
 from dynamo_gpu_ft.engines.vllm.scheduler import SchedulerHalf
 from dynamo_gpu_ft.engines.vllm.worker import WorkerHalf
 from dynamo_gpu_ft.errors import NotProtected
-from dynamo_gpu_ft.kv import arena, namespace
+from dynamo_gpu_ft.kv import arena, former, namespace
 from dynamo_gpu_ft.kv.blocks import Run
+from dynamo_gpu_ft.kv.shelves import Shelves
 from dynamo_gpu_ft.kv.snapshot import Progress
 from dynamo_gpu_ft.metrics import metrics
 from dynamo_gpu_ft.recovery import processes
@@ -44,6 +45,7 @@ class GpuFtConnector(KVConnectorBase_V1):
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
         self._scheduler: SchedulerHalf | None = None
+        self._shelves: Shelves | None = None
         self._worker: WorkerHalf | None = None
         self._identity: Identity | None = None
         self._config = Config()
@@ -95,13 +97,17 @@ class GpuFtConnector(KVConnectorBase_V1):
                 remedy="look for the worker's own message above this one",
             )
         epoch = arena.begin_epoch(opened, identity.engine_id, takeover=config.takeover)
-        reader = arena.PrefixReader(opened, namespace=found, shards=identity.shards, epoch=epoch)
+        self._shelves = Shelves(opened, opened.namespaces()[found], config)
+        index = self._shelves.index(identity.shards, epoch, identity.block_size)
         return SchedulerHalf(
-            reader,
+            index,
             block_size=identity.block_size,
+            block_bytes=opened.slot_bytes,
             snapshot=config.snapshot,
             decode=config.snapshot_decode,
             pin_ttl_s=config.pin_ttl_s,
+            by_cost=config.restore_by_cost,
+            names=compat.hashes_at(self._vllm_config, identity.block_size),
         )
 
     def _guard(self, doing: str, action: Callable[[], _T], fallback: _T) -> _T:
@@ -202,7 +208,10 @@ class GpuFtConnector(KVConnectorBase_V1):
 
     def build_connector_worker_meta(self) -> WorkerReport | None:
         gaps, self._progress.gaps = self._progress.gaps, {}
-        return WorkerReport(gaps) if gaps else None
+        if self._worker is None:
+            return WorkerReport(gaps) if gaps else None
+        worker = self._worker
+        return self._guard("reporting", lambda: worker.report(gaps), None)
 
     def shutdown(self) -> None:
         worker, self._worker = self._worker, None
@@ -250,15 +259,23 @@ class GpuFtConnector(KVConnectorBase_V1):
             if self._scheduler is None:
                 self._lost += half.pending_loads()
         step.lost, self._lost = self._lost, []
+        if self._shelves is not None and self._shelves.former_is_due():
+            step.forget_former = True
+            self._guard("removing the former arena", self._remove_former, None)
         return step
+
+    def _remove_former(self) -> None:
+        assert self._shelves is not None
+        former.remove(Path(self._config.arena_path))
+        self._shelves.forget_former()
 
     def update_connector_output(self, connector_output: Any) -> None:
         half = self._scheduler
         if half is not None:
-            report = connector_output.kv_connector_worker_meta
-            gaps = report.gaps if isinstance(report, WorkerReport) else {}
+            found = connector_output.kv_connector_worker_meta
+            report = found if isinstance(found, WorkerReport) else WorkerReport()
             loaded = list(connector_output.finished_recving or ())
-            self._guard("taking a report", lambda: half.reported(gaps, loaded), None)
+            self._guard("taking a report", lambda: half.reported(report, loaded), None)
 
     def reset_cache(self) -> bool | None:
         """vLLM drops its caches, as after a change of weights: nothing in the arena may be used or added from here on.

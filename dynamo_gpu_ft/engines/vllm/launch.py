@@ -16,6 +16,7 @@ from typing import Any
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from dynamo_gpu_ft.engines.vllm.resize import with_tensor_parallel
 from dynamo_gpu_ft.recovery import processes
 
 _log = logging.getLogger("dynamo_gpu_ft.engines.vllm")
@@ -100,11 +101,22 @@ def _signal_name(number: int) -> str:
 
 
 class Launcher:
-    """Starts engines like the first one, each under a new engine id, hence in a new epoch of the arena."""
+    """Starts engines like the first one, each under a new engine id, hence in a new epoch of the arena.
 
-    def __init__(self, vllm_config: Any, executor_class: type[Any], *, log_stats: bool) -> None:
+    With `restart_tp` they have that tensor-parallel size instead. Raises `ConfigError` when the model does not allow it."""
+
+    def __init__(
+        self,
+        vllm_config: Any,
+        executor_class: type[Any],
+        *,
+        log_stats: bool,
+        restart_tp: int = 0,
+    ) -> None:
         self._pristine = copy.deepcopy(vllm_config)
         self._executor_class, self._log_stats = executor_class, log_stats
+        if restart_tp:
+            self._pristine, self._executor_class = with_tensor_parallel(vllm_config, restart_tp)
 
     def start(self, tag: str) -> Any:
         """vLLM's client of a new, ready engine. Blocks for the whole start; raises what vLLM raises when it fails.

@@ -6,16 +6,19 @@ copying is the worker half's.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dynamo_gpu_ft.engines.vllm import compat
-from dynamo_gpu_ft.engines.vllm.metadata import StepMetadata
+from dynamo_gpu_ft.engines.vllm.metadata import StepMetadata, WorkerReport
 from dynamo_gpu_ft.kv import policy, restore
 from dynamo_gpu_ft.kv.blocks import Pin, Run, Usable, make_run
+from dynamo_gpu_ft.kv.cost import Costs
+from dynamo_gpu_ft.kv.prefix import Names
 from dynamo_gpu_ft.metrics import metrics
 
 #: A block that could not be stored is tried again this many steps later.
@@ -28,7 +31,7 @@ _log = logging.getLogger("dynamo_gpu_ft.engines.vllm")
 
 
 class Reader(Protocol):
-    def usable(self, block_hashes: Sequence[bytes]) -> Usable: ...
+    def usable(self, names: Names, limit: int) -> Usable: ...
 
 
 @dataclass(slots=True)
@@ -51,11 +54,16 @@ class SchedulerHalf:
         reader: Reader,
         *,
         block_size: int,
+        block_bytes: int,
         snapshot: bool,
         decode: bool,
         pin_ttl_s: float = 0.0,
+        by_cost: bool = True,
+        names: Callable[[Any, int], Sequence[bytes]] = compat.own_hashes,
     ) -> None:
-        self._reader, self._block_size = reader, block_size
+        self._reader, self._block_size, self._block_bytes = reader, block_size, block_bytes
+        self._names, self._by_cost = names, by_cost
+        self._costs = Costs()
         self._snapshot, self._decode = snapshot, decode
         self._tracked: dict[str, _Tracked] = {}
         self._plans: dict[str, restore.RestorePlan] = {}
@@ -79,8 +87,17 @@ class SchedulerHalf:
         )
         if limit * self._block_size <= num_computed_tokens:
             return 0, False
-        usable = self._reader.usable([bytes(h) for h in request.block_hashes[:limit]])
-        plan = restore.plan(usable, local_tokens=num_computed_tokens, block_size=self._block_size)
+        usable = self._reader.usable(lambda tokens: self._names(request, tokens), limit)
+        plan = restore.plan(
+            usable,
+            local_tokens=num_computed_tokens,
+            block_size=self._block_size,
+            block_bytes=self._block_bytes,
+            costs=self._costs if self._by_cost else None,
+        )
+        if plan.refused:
+            self._costs.load[plan.refused].forgive()
+            metrics().add("restore_refused_total", 1, source=plan.refused)
         if plan.count == 0:
             self._plans.pop(request.request_id, None)
             return 0, False
@@ -97,7 +114,10 @@ class SchedulerHalf:
             return
         count = min(plan.count, -(-num_external_tokens // self._block_size))
         ids = block_ids[plan.first : plan.first + count]
-        self._loads.append(make_run(request_id, plan.first, ids, request.block_hashes))
+        run = make_run(request_id, plan.first, ids, request.block_hashes)
+        self._loads.append(
+            dataclasses.replace(run, sources=plan.sources[:count], timeout_s=plan.timeout_s)
+        )
         self._loading.add(request_id)
 
     def build(self, scheduler_output: Any, manager: Any) -> StepMetadata:
@@ -109,6 +129,7 @@ class SchedulerHalf:
             released=self._released,
             pins=self._pins,
             preempted=list(scheduler_output.preempted_req_ids or ()),
+            prefill_tokens=sum(n for n in scheduler_output.num_scheduled_tokens.values() if n > 1),
         )
         self._loads, self._finished, self._released, self._pins = [], [], [], []
         for request_id, scheduled in scheduler_output.num_scheduled_tokens.items():
@@ -146,10 +167,14 @@ class SchedulerHalf:
             request.request_id, wanted.start, ids[wanted.start : wanted.stop], request.block_hashes
         )
 
-    def reported(self, gaps: dict[str, int], finished_loads: Sequence[str]) -> None:
-        """What the workers found: blocks to try again, loads that are over."""
+    def reported(self, report: WorkerReport, finished_loads: Sequence[str]) -> None:
+        """What the workers found: blocks to try again, loads that are over, what loading and computing cost."""
         self._loading.difference_update(finished_loads)
-        for request_id, first in gaps.items():
+        for source, size, seconds in report.moved:
+            self._costs.load[source].observe(size, seconds)
+        for tokens, seconds in report.prefills:
+            self._costs.compute.observe(tokens, seconds)
+        for request_id, first in report.gaps.items():
             tracked = self._tracked.get(request_id)
             if tracked is not None:
                 tracked.stored = min(tracked.stored, first)

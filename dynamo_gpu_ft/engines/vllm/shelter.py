@@ -1,11 +1,13 @@
 """The serving process's side of the arena: opening it once an engine has made it, and keeping the request ledger there.
 
-Without an arena (not configured, or it could not be made) requests are still recovered from this process's memory.
+An engine of another geometry makes another arena; the ledger then moves there with every open request. Without an arena (not
+configured, or it could not be made) requests are still recovered from this process's memory.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 from dynamo_gpu_ft import __version__, native
@@ -26,6 +28,7 @@ class Shelter:
     def __init__(self, config: Config, events: EventStream) -> None:
         self._config, self._events = config, events
         self._arena: native._core.Arena | None = None
+        self._file: tuple[int, int] | None = None
         self._tried = False
 
     def enter(self, streams: Streams) -> int:
@@ -41,12 +44,20 @@ class Shelter:
                         "requests go on from this process's memory, by computing their prompts again"
                     )
                 )
+        elif self._arena is not None and self._file != _identity(self._config):
+            try:
+                self._move(streams)
+            except (GpuFtError, RuntimeError) as error:
+                self._events.emit(
+                    NotProtectedEvent(
+                        reason=f"the request ledger could not follow the engine to its new arena: {error}"
+                    )
+                )
         metrics().set("protected", 1 if self._arena is not None else 0)
         return self._arena.epoch if self._arena is not None else 0
 
     def _open(self, streams: Streams) -> None:
-        opened = arena.open_existing(Path(self._config.arena_path))
-        self._arena = opened
+        opened = self._open_file()
         metrics().set("info", 1, version=__version__, digest=opened.digest_name)
         streams.ledger = LedgerWriter(opened, takeover=self._config.takeover)
         if streams.ledger.abandoned:
@@ -56,8 +67,32 @@ class Shelter:
                 opened.path,
             )
 
+    def _open_file(self) -> native._core.Arena:
+        identity = _identity(self._config)
+        self._arena = arena.open_existing(Path(self._config.arena_path))
+        self._file = identity
+        return self._arena
+
+    def _move(self, streams: Streams) -> None:
+        """Another file lies where the arena was: an engine of another geometry made it."""
+        former = self._arena
+        opened = self._open_file()
+        if streams.ledger is not None:
+            streams.ledger = streams.ledger.move_to(opened, takeover=self._config.takeover)
+        if former is not None:
+            former.close()
+
     def close(self) -> None:
         """Closes the mapping; the file stays for whoever comes next."""
         if self._arena is not None:
             opened, self._arena = self._arena, None
             opened.close()
+
+
+def _identity(config: Config) -> tuple[int, int] | None:
+    """Device and inode of the arena's file; None when there is none."""
+    try:
+        found = os.stat(config.arena_path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -15,10 +15,13 @@ from typing import Any
 from dynamo_gpu_ft import __version__
 from dynamo_gpu_ft.config import Config
 from dynamo_gpu_ft.engines.vllm.identity import Identity
-from dynamo_gpu_ft.engines.vllm.metadata import StepMetadata
+from dynamo_gpu_ft.engines.vllm.metadata import StepMetadata, WorkerReport
+from dynamo_gpu_ft.engines.vllm.timing import StepTimer
 from dynamo_gpu_ft.errors import NotProtected
-from dynamo_gpu_ft.kv import arena, layout, namespace
+from dynamo_gpu_ft.kv import arena, disk, former, layout, namespace
+from dynamo_gpu_ft.kv.backed import BackedTier
 from dynamo_gpu_ft.kv.base import Tier
+from dynamo_gpu_ft.kv.behind import Behind
 from dynamo_gpu_ft.kv.device import DeviceTier
 from dynamo_gpu_ft.kv.snapshot import Progress, SnapshotQueue
 from dynamo_gpu_ft.metrics import metrics, port_of
@@ -40,13 +43,24 @@ PIN_REFUSED = {
 class WorkerHalf:
     """One rank's stores and loads. Construct with `join`."""
 
-    def __init__(self, tier: Tier, config: Config, block_size: int) -> None:
+    def __init__(
+        self,
+        tier: Tier,
+        config: Config,
+        block_size: int,
+        device_type: str = "cpu",
+        behind: Behind | None = None,
+    ) -> None:
         self._tier, self._block_size = tier, block_size
+        self._behind = behind
         self._fenced = False
         # A tier that shares the device with the engine wants to know how long steps take: from one beginning to the next.
-        self._told_steps = tier.step if isinstance(tier, DeviceTier) else None
+        copies = tier.inner if isinstance(tier, BackedTier) else tier
+        self._told_steps = copies.step if isinstance(copies, DeviceTier) else None
         self._began = 0.0
         self._refusals: set[str] = set()  # reasons that were said already
+        self._timer = StepTimer(device_type)
+        self._moved: list[tuple[str, int, float]] = []
         self._queue = SnapshotQueue(
             tier, max_lag_bytes=config.max_lag_bytes, load_timeout_s=config.load_timeout_s
         )
@@ -59,20 +73,29 @@ class WorkerHalf:
 
         Raises `NotProtected` or `ArenaError`."""
         described = layout.describe(tensors, identity.num_blocks, identity.facts)
-        opened = arena.open_or_create(
-            Path(config.arena_path), slot_bytes=described.block_bytes, config=config
+        opened = former.open_for_engine(
+            Path(config.arena_path),
+            slot_bytes=described.block_bytes,
+            engine_id=identity.engine_id,
+            config=config,
         )
-        arena.begin_epoch(opened, identity.engine_id, takeover=config.takeover)
+        arena.begin_epoch(
+            opened,
+            identity.engine_id,
+            takeover=config.takeover,
+            floor=disk.epoch_floor(config, identity.shards),
+        )
+        record = namespace.encode(
+            identity.engine,
+            described.fingerprint,
+            placement=identity.placement,
+            geometry=described.geometry,
+        )
         writer = arena.attach_writer(
             opened,
             shard=shard,
             engine_id=identity.engine_id,
-            record=namespace.encode(
-                identity.engine,
-                described.fingerprint,
-                placement=identity.placement,
-                geometry=described.geometry,
-            ),
+            record=record,
             takeover=config.takeover,
         )
         arena.apply_limits(opened, namespace=writer.namespace, config=config)
@@ -85,6 +108,8 @@ class WorkerHalf:
             tier = arena.HostTier(writer, described, threads=config.copy_threads)
         else:
             tier = DeviceTier(opened, writer, described, tensors, config=config)
+        behind = Behind.open(opened, writer, record, shard, config)
+        tier = BackedTier(tier, behind.fillers, behind.disk, fill_seconds=config.load_timeout_s)
         metrics().set("protected", 1)
         _log.info(
             "KV snapshots on: arena %s, shard %d, epoch %d, %d slots of %d bytes",
@@ -94,7 +119,7 @@ class WorkerHalf:
             opened.slots,
             opened.slot_bytes,
         )
-        return cls(tier, config, identity.block_size)
+        return cls(tier, config, identity.block_size, first.device.type, behind)
 
     def before_step(self, step: StepMetadata) -> None:
         """Before the forward pass: blocks of preempted requests are about to be reused."""
@@ -105,13 +130,17 @@ class WorkerHalf:
             self._began = now
         if step.preempted:
             self._queue.preempt(step.preempted)
+        if step.forget_former and self._behind is not None:
+            self._behind.forget_former()
 
     def start_loads(self, step: StepMetadata) -> None:
         for run in step.loads:
             self._queue.load(run)
+        self._timer.start(step.prefill_tokens)
 
     def after_step(self, step: StepMetadata) -> None:
         """After the forward pass: this step's blocks are complete."""
+        self._timer.stop()
         for run in step.stores:
             self._queue.store(run)
         for pin in step.pins:  # before their requests let go
@@ -128,11 +157,19 @@ class WorkerHalf:
                 rule="one live engine per arena",
                 remedy="stop this engine, or give it its own DYN_GPU_FT_ARENA_NAME",
             )
+        if self._behind is not None:
+            self._behind.report()
         if self._queue.idle:
             return Progress()
         progress = self._queue.poll()
         self._report()
         return progress
+
+    def report(self, gaps: dict[str, int]) -> WorkerReport | None:
+        """`gaps` with what was measured since the last report; None when there is nothing to say."""
+        moved, self._moved = self._moved, []
+        prefills = self._timer.take()
+        return WorkerReport(gaps, moved, prefills) if gaps or moved or prefills else None
 
     def abandon(self) -> Progress:
         """After an error of ours: everything under way counts as failed, nothing stays waited for."""
@@ -142,10 +179,15 @@ class WorkerHalf:
         """Waits briefly for the last stores, then gives the shard up."""
         self._tier.wait(2.0)
         self._tier.close()
+        if self._behind is not None:
+            self._behind.close()
 
     def _report(self) -> None:
         stats, recorder = self._queue.take_stats(), metrics()
         self._fenced = self._fenced or "fenced" in stats.dropped
+        for source, size, _ in stats.moved:
+            recorder.add("loaded_bytes_total", size, source=source)
+        self._moved += [part for part in stats.moved if part[1]]
         blocks, size = self._queue.backlog()
         recorder.set("snapshot_lag_tokens", blocks * self._block_size)
         recorder.set("snapshot_lag_bytes", size)

@@ -1,0 +1,78 @@
+"""The disk log of each shard as the arena's backing: where it lies, who opens it how, and its two faces in Python.
+
+Each worker writes its own shard's log; the scheduler's process reads all of them to know what can be restored. A log that
+cannot be opened or written leaves the arena as it is: the reason is said once, and blocks stay in memory only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dynamo_gpu_ft import native
+from dynamo_gpu_ft.config import Config
+from dynamo_gpu_ft.kv.fillers import DiskFiller
+from dynamo_gpu_ft.metrics import metrics
+
+if TYPE_CHECKING:
+    from dynamo_gpu_ft.native import _core
+
+_log = logging.getLogger("dynamo_gpu_ft.kv")
+
+
+def folder(config: Config, shard: int) -> Path:
+    """Where the log of `shard` lies; `disk_dir` must not be empty."""
+    return Path(config.disk_dir) / config.arena_name / f"shard-{shard}"
+
+
+def open_backing(
+    config: Config, shard: int, arena: _core.Arena, writer: _core.Writer, record: bytes
+) -> DiskFiller | None:
+    """The shard's log behind its arena; None when there is to be none or it cannot be had (said in the log)."""
+    if not config.disk_dir:
+        return None
+    core = native.load()
+    path = folder(config, shard)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        opened = core.DiskLog.open(
+            str(path),
+            cap_bytes=config.disk_bytes,
+            segment_bytes=config.disk_segment_bytes,
+            compress=config.disk_compress,
+            takeover=config.takeover,
+            digest=arena.digest_name,
+        )
+        opened.add_namespace(record)
+        queued = max(1, config.disk_lag_bytes // arena.slot_bytes)
+        return DiskFiller(core.Backing(writer, opened, queue_blocks=queued), opened)
+    except (OSError, core.CoreError) as error:
+        _log.error("NOT PROTECTED on disk: the log %s cannot be opened: %s", path, error)
+        metrics().set("disk_protected", 0)
+        return None
+
+
+def open_reader(config: Config, shard: int) -> _core.DiskLog | None:
+    """The shard's log for reading; None when there is none or it cannot be read."""
+    core = native.load()
+    path = folder(config, shard)
+    if not path.is_dir():
+        return None
+    try:
+        return core.DiskLog.open(str(path), read_only=True)
+    except core.CoreError as error:
+        _log.warning("the log %s is not read: %s", path, error)
+        return None
+
+
+def epoch_floor(config: Config, shards: Sequence[int]) -> int:
+    """The newest epoch of any block in the shards' logs: an arena made after a reboot must begin above it."""
+    newest = 0
+    for shard in shards if config.disk_dir else ():
+        log = open_reader(config, shard)
+        if log is not None:
+            newest = max(newest, int(log.stats()["max_epoch"]))
+            log.close()
+    return newest

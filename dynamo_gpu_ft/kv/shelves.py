@@ -1,0 +1,130 @@
+"""Finds every place that holds KV an engine can use: its arena, its shards' disk logs, and the same KV in another layout.
+
+The scheduler's process gets a `PrefixIndex` over all of it, a worker the way to convert from a record of another layout. Both
+look at the same files: the arena and its former one, and the logs' folders.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dynamo_gpu_ft import native
+from dynamo_gpu_ft.config import Config
+from dynamo_gpu_ft.errors import GpuFtError, NotProtected
+from dynamo_gpu_ft.kv import disk, former, namespace, relayout
+from dynamo_gpu_ft.kv.convert import compiled
+from dynamo_gpu_ft.kv.geometry import ShardLayout
+from dynamo_gpu_ft.kv.prefix import Foreign, PrefixIndex, Shelf
+
+if TYPE_CHECKING:
+    from dynamo_gpu_ft.native import _core
+
+_log = logging.getLogger("dynamo_gpu_ft.kv")
+
+
+class Shelves:
+    """All places that one process of an engine reads. Opens files; `close` lets them go."""
+
+    def __init__(self, own: _core.Arena, record: bytes, config: Config) -> None:
+        self._own, self._record, self._config = own, record, config
+        self._former = former.open_former(Path(config.arena_path))
+        self._logs: dict[int, _core.DiskLog | None] = {}
+        self._index: PrefixIndex | None = None
+        self._until = time.monotonic() + config.former_keep_s
+
+    def index(self, shards: Sequence[int], epoch: int, block_tokens: int) -> PrefixIndex:
+        """What the scheduler asks."""
+        size = self._own.slot_bytes
+        own = Shelf(self._record, tuple(shards), size, epoch, self._own, self._readers(shards))
+        self._index = PrefixIndex(own, block_tokens, self._foreign())
+        return self._index
+
+    def converter(self, writer: _core.Writer, shard: int, origin: bytes) -> _core.Converter:
+        """Makes blocks of `shard` out of blocks under the record `origin`. Raises `NotProtected` or `CoreError`."""
+        core = native.load()
+        theirs, ours = namespace.layout_of(origin), namespace.layout_of(self._record)
+        plan = relayout.plan(theirs, ours, shard)
+        place = self._place(origin)
+        if place is None:
+            raise NotProtected(
+                "blocks of another layout are gone",
+                where=self._own.path,
+                rule="the former arena or the logs hold their namespace",
+                remedy="compute them again",
+            )
+        arena, number = place
+        return core.Converter(
+            writer,
+            arena,
+            namespace=number,
+            max_epoch=arena.epoch,
+            shards=list(plan.source_shards),
+            phases=compiled(plan),
+        )
+
+    def former_is_due(self) -> bool:
+        """Whether the former arena has been kept for as long as it should be."""
+        return self._former is not None and time.monotonic() > self._until
+
+    def forget_former(self) -> None:
+        """Lets the former arena go; its memory is free once every process has done so."""
+        if self._former is None:
+            return
+        arena, self._former = self._former, None
+        if self._index is not None:
+            self._index.forget(arena)
+        arena.close()
+
+    def close(self) -> None:
+        """Lets the former arena and the logs go; the engine's own arena stays."""
+        self.forget_former()
+        for log in self._logs.values():
+            if log is not None:
+                log.close()
+        self._logs.clear()
+
+    # -- details ----------------------------------------------------------------------------------------------------
+
+    def _readers(self, shards: Sequence[int]) -> tuple[_core.DiskLog | None, ...]:
+        if not self._config.disk_dir:
+            return ()
+        for shard in shards:
+            if self._logs.get(shard) is None:
+                self._logs[shard] = disk.open_reader(self._config, shard)
+        return tuple(self._logs[shard] for shard in shards)
+
+    def _place(self, record: bytes) -> tuple[_core.Arena, int] | None:
+        """The arena that knows `record`, and its number there."""
+        for arena in (self._former, self._own):
+            records = arena.namespaces() if arena is not None else []
+            if arena is not None and record in records:
+                return arena, records.index(record)
+        return None
+
+    def _foreign(self) -> list[Foreign]:
+        found: list[Foreign] = []
+        ours = namespace.layout_of(self._record)
+        for arena in (self._former, self._own):
+            records = arena.namespaces() if arena is not None else []
+            for number in namespace.relatives(records, self._record) if arena is not None else ():
+                made = self._foreign_of(arena, records[number], ours)
+                if made is not None:
+                    found.append(made)
+        return found
+
+    def _foreign_of(self, arena: _core.Arena | None, record: bytes, ours: object) -> Foreign | None:
+        theirs = namespace.layout_of(record)
+        if not isinstance(theirs, ShardLayout) or not isinstance(ours, ShardLayout):
+            return None
+        try:
+            plan = relayout.plan(theirs, ours, ours.shards[0])
+        except GpuFtError as error:
+            _log.info("KV of another layout is not used: %s", error)
+            return None
+        epoch = arena.epoch if arena is not None else (1 << 63) - 1
+        shelf = Shelf(record, theirs.shards, theirs.payload_bytes, epoch, arena)
+        return Foreign(shelf, theirs.block_tokens, plan)
