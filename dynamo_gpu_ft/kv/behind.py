@@ -33,7 +33,7 @@ class Behind:
     ) -> Behind:
         """Never raises for a disk or a former arena that cannot be used."""
         shelves = Shelves(arena, record, config)
-        convert = ConvertFiller(lambda origin: shelves.converter(writer, shard, origin))
+        convert = ConvertFiller(lambda wanted: shelves.converter(writer, shard, wanted))
         return cls(disk.open_backing(config, shard, arena, writer, record), convert, shelves)
 
     @property

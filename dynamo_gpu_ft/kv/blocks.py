@@ -15,11 +15,12 @@ STORED = frozenset({"ok", "present"})
 @dataclass(frozen=True, slots=True)
 class Sources:
     """The blocks of another layout that one block can be converted from: their names in token order, the name of the block
-    before the first of them (None at the begin), and the namespace record they are under."""
+    before the first of them (None at the begin), the namespace record they are under, and whether in logs or in an arena."""
 
     names: tuple[bytes, ...]
     parent: bytes | None
     origin: bytes
+    on_disk: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,14 @@ def folder(config: Config, shard: int) -> Path:
     return Path(config.disk_dir) / config.arena_name / f"shard-{shard}"
 
 
+def shards_on_disk(config: Config) -> list[int]:
+    """The shards that have a log, of whatever engine."""
+    if not config.disk_dir:
+        return []
+    named = (path.name.removeprefix("shard-") for path in folder(config, 0).parent.glob("shard-*"))
+    return sorted(int(number) for number in named if number.isdecimal() and len(number) < 6)
+
+
 def open_backing(
     config: Config, shard: int, arena: _core.Arena, writer: _core.Writer, record: bytes
 ) -> DiskFiller | None:

@@ -93,13 +93,14 @@ class DiskFiller:
 class ConvertFiller:
     """Blocks of other layouts, converted one job at a time on a thread of its own.
 
-    `open_converter` gives the converter for a namespace record, or raises; it is asked on that thread, once per record."""
+    `open_converter` gives the converter for blocks like these, or raises; it is asked on that thread, once per record and
+    place."""
 
     source = "convert"
 
-    def __init__(self, open_converter: Callable[[bytes], _core.Converter]) -> None:
+    def __init__(self, open_converter: Callable[[Sources], _core.Converter]) -> None:
         self._open = open_converter
-        self._converters: dict[bytes, _core.Converter] = {}
+        self._converters: dict[tuple[bytes, bool], _core.Converter] = {}
         self._jobs: queue.SimpleQueue[tuple[int, Sequence[BlockRef], float] | None] = (
             queue.SimpleQueue()
         )
@@ -176,7 +177,8 @@ class ConvertFiller:
         return statuses + list(found.statuses), found.bytes
 
     def _converter(self, sources: Sources) -> _core.Converter:
-        found = self._converters.get(sources.origin)
+        key = (sources.origin, sources.on_disk)
+        found = self._converters.get(key)
         if found is None:
-            found = self._converters[sources.origin] = self._open(sources.origin)
+            found = self._converters[key] = self._open(sources)
         return found

@@ -72,7 +72,8 @@ class Foreign:
             if needed.stop > whole:
                 break
             parent = hashes[needed.start - 1] if needed.start else None
-            made.append(Sources(tuple(hashes[i] for i in needed), parent, self.shelf.record))
+            named = tuple(hashes[i] for i in needed)
+            made.append(Sources(named, parent, self.shelf.record, self.shelf.arena is None))
         return made
 
 

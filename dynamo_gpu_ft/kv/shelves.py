@@ -1,6 +1,6 @@
 """Finds every place that holds KV an engine can use: its arena, its shards' disk logs, and the same KV in another layout.
 
-The scheduler's process gets a `PrefixIndex` over all of it, a worker the way to convert from a record of another layout. Both
+The scheduler's process gets a `PrefixIndex` over all of it, a worker the way to convert from another layout. Both
 look at the same files: the arena and its former one, and the logs' folders.
 """
 
@@ -16,6 +16,7 @@ from dynamo_gpu_ft import native
 from dynamo_gpu_ft.config import Config
 from dynamo_gpu_ft.errors import GpuFtError, NotProtected
 from dynamo_gpu_ft.kv import disk, former, namespace, relayout
+from dynamo_gpu_ft.kv.blocks import Sources
 from dynamo_gpu_ft.kv.convert import compiled
 from dynamo_gpu_ft.kv.geometry import ShardLayout
 from dynamo_gpu_ft.kv.prefix import Foreign, PrefixIndex, Shelf
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from dynamo_gpu_ft.native import _core
 
 _log = logging.getLogger("dynamo_gpu_ft.kv")
+
+#: A log that nobody writes any more has no epoch of its own to end at.
+ANY_EPOCH = (1 << 63) - 1
 
 
 class Shelves:
@@ -43,27 +47,39 @@ class Shelves:
         self._index = PrefixIndex(own, block_tokens, self._foreign())
         return self._index
 
-    def converter(self, writer: _core.Writer, shard: int, origin: bytes) -> _core.Converter:
-        """Makes blocks of `shard` out of blocks under the record `origin`. Raises `NotProtected` or `CoreError`."""
-        core = native.load()
-        theirs, ours = namespace.layout_of(origin), namespace.layout_of(self._record)
+    def converter(self, writer: _core.Writer, shard: int, wanted: Sources) -> _core.Converter:
+        """Makes blocks of `shard` out of blocks like `wanted`. Raises `NotProtected` or `CoreError`."""
+        core, ours = native.load(), namespace.layout_of(self._record)
+        theirs = namespace.layout_of(wanted.origin)
         plan = relayout.plan(theirs, ours, shard)
-        place = self._place(origin)
-        if place is None:
-            raise NotProtected(
-                "blocks of another layout are gone",
-                where=self._own.path,
-                rule="the former arena or the logs hold their namespace",
-                remedy="compute them again",
-            )
-        arena, number = place
-        return core.Converter(
-            writer,
-            arena,
-            namespace=number,
-            max_epoch=arena.epoch,
-            shards=list(plan.source_shards),
-            phases=compiled(plan),
+        if wanted.on_disk:
+            logs = [log for log in self._readers(plan.source_shards) if log is not None]
+            if len(logs) == len(plan.source_shards):
+                return core.Converter.from_logs(
+                    writer,
+                    logs,
+                    namespace_id=core.digest(wanted.origin),
+                    payload_bytes=plan.source_bytes,
+                    max_epoch=ANY_EPOCH,
+                    shards=plan.source_shards,
+                    phases=compiled(plan),
+                )
+        for arena in () if wanted.on_disk else self._arenas():
+            records = arena.namespaces()
+            if wanted.origin in records:
+                return core.Converter(
+                    writer,
+                    arena,
+                    namespace=records.index(wanted.origin),
+                    max_epoch=arena.epoch,
+                    shards=plan.source_shards,
+                    phases=compiled(plan),
+                )
+        raise NotProtected(
+            "blocks of another layout are gone",
+            where=self._own.path,
+            rule="the former arena or the logs hold their namespace",
+            remedy="compute them again",
         )
 
     def former_is_due(self) -> bool:
@@ -97,34 +113,36 @@ class Shelves:
                 self._logs[shard] = disk.open_reader(self._config, shard)
         return tuple(self._logs[shard] for shard in shards)
 
-    def _place(self, record: bytes) -> tuple[_core.Arena, int] | None:
-        """The arena that knows `record`, and its number there."""
-        for arena in (self._former, self._own):
-            records = arena.namespaces() if arena is not None else []
-            if arena is not None and record in records:
-                return arena, records.index(record)
-        return None
+    def _arenas(self) -> list[_core.Arena]:
+        return [arena for arena in (self._former, self._own) if arena is not None]
 
     def _foreign(self) -> list[Foreign]:
+        """Every namespace of the same values under another layout, wherever it lies; the quickest places first."""
         found: list[Foreign] = []
-        ours = namespace.layout_of(self._record)
-        for arena in (self._former, self._own):
-            records = arena.namespaces() if arena is not None else []
-            for number in namespace.relatives(records, self._record) if arena is not None else ():
-                made = self._foreign_of(arena, records[number], ours)
-                if made is not None:
-                    found.append(made)
+        for arena in self._arenas():
+            records = arena.namespaces()
+            for number in namespace.relatives(records, self._record):
+                found += self._foreign_of(records[number], arena)
+        on_disk: list[bytes] = []
+        for log in self._readers(disk.shards_on_disk(self._config)):
+            records = log.namespaces() if log is not None else []
+            for number in namespace.relatives(records, self._record):
+                if records[number] not in on_disk:
+                    on_disk.append(records[number])
+                    found += self._foreign_of(records[number], None)
         return found
 
-    def _foreign_of(self, arena: _core.Arena | None, record: bytes, ours: object) -> Foreign | None:
-        theirs = namespace.layout_of(record)
+    def _foreign_of(self, record: bytes, arena: _core.Arena | None) -> list[Foreign]:
+        """None or one; without an arena its blocks lie in the logs."""
+        theirs, ours = namespace.layout_of(record), namespace.layout_of(self._record)
         if not isinstance(theirs, ShardLayout) or not isinstance(ours, ShardLayout):
-            return None
+            return []
         try:
             plan = relayout.plan(theirs, ours, ours.shards[0])
         except GpuFtError as error:
             _log.info("KV of another layout is not used: %s", error)
-            return None
-        epoch = arena.epoch if arena is not None else (1 << 63) - 1
-        shelf = Shelf(record, theirs.shards, theirs.payload_bytes, epoch, arena)
-        return Foreign(shelf, theirs.block_tokens, plan)
+            return []
+        logs = self._readers(theirs.shards) if arena is None else ()
+        epoch = arena.epoch if arena is not None else ANY_EPOCH
+        shelf = Shelf(record, theirs.shards, theirs.payload_bytes, epoch, arena, logs)
+        return [Foreign(shelf, theirs.block_tokens, plan)]

@@ -53,3 +53,24 @@ def test_a_former_arena_is_removed_when_its_time_is_over(
     assert reply["not_protected"] == []
     names = [path.name for path in Path(chosen["arena_dir"]).iterdir()]
     assert names == ["dynamo_gpu_ft-default.arena"]
+
+
+def test_kv_of_two_ranks_comes_back_from_their_logs_for_one_rank_after_a_reboot(
+    tiny_model: Path, tmp_path: Path, settings: Settings
+) -> None:
+    chosen = settings(disk_dir=str(tmp_path / "disk"), disk_segment_bytes="16MiB")
+    with OfflineEngine(
+        tiny_model,
+        tmp_path / "tp2",
+        settings=chosen,
+        tensor_parallel_size=2,
+        environment=TWO_RANKS,
+    ) as engine:
+        expected = engine.run(PROMPTS)["tokens"]
+    for path in Path(chosen["arena_dir"]).iterdir():
+        path.unlink()
+    with OfflineEngine(tiny_model, tmp_path / "tp1", settings=chosen) as engine:
+        reply = engine.run(PROMPTS)
+    assert reply["tokens"] == expected
+    assert reply["not_protected"] == []
+    assert reply["cached"] == [9 * 32, 9 * 32]

@@ -18,7 +18,7 @@ class FixedShelf:
     """Has the first `blocks` blocks, from where `runs` say."""
 
     def __init__(self, blocks: int, runs: tuple[tuple[str, int], ...] = (), arena: Any = None):
-        self.blocks, self.runs, self.arena, self.record = blocks, runs, arena, RECORD
+        self.blocks, self.runs, self.arena, self.record = blocks, runs, arena or object(), RECORD
 
     def usable(self, block_hashes: Sequence[bytes]) -> Usable:
         count = min(self.blocks, len(block_hashes))
