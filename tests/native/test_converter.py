@@ -16,7 +16,7 @@ from relayout_world import payload
 
 from dynamo_gpu_ft.errors import NotProtected
 from dynamo_gpu_ft.kv import namespace
-from dynamo_gpu_ft.kv.convert import ShardConverter, compiled
+from dynamo_gpu_ft.kv.convert import compiled
 from dynamo_gpu_ft.kv.geometry import ShardLayout
 from dynamo_gpu_ft.kv.relayout import plan
 
@@ -267,35 +267,6 @@ def test_plans_that_do_not_fit_the_arenas_are_refused(world: World) -> None:
     assert code_of(core.Converter, made.writer, world.arena, **how, phases=other) == "mismatch"
     how["namespace"] = 7
     assert code_of(core.Converter, made.writer, world.arena, **how, phases=whole) == "invalid"
-
-
-def test_a_prefix_is_converted_by_names_alone(
-    make_arena: Any, make_writer: Any, rng: random.Random
-) -> None:
-    world = World(make_arena, make_writer, rng, SOURCE)
-    record = namespace.encode({"model": "m"}, ["x"], geometry=SOURCE)
-    found = world.arena.add_namespace(record)
-    chosen = token()
-    for shard in SOURCE.shards:
-        world.writers[shard].close()
-        world.writers[shard] = make_writer(world.arena, shard, record, token=chosen)
-        world.seal(shard, world.names, 0)
-    for layout in TARGETS:
-        made = world.target(layout, 0)
-        by_name = ShardConverter(
-            made.writer, layout, world.arena, found, max_epoch=world.arena.epoch
-        )
-        some = len(made.names) // 2
-        first = by_name.convert(made.names[:some], world.names, timeout=30.0)
-        assert first.statuses == ["ok"] * some
-        rest = by_name.convert(made.names, world.names, first=some, timeout=30.0)
-        assert rest.statuses == ["ok"] * (len(made.names) - some)
-        made.check(len(made.names))
-        short = by_name.convert(made.names, world.names[:3], timeout=30.0)
-        assert len(short.statuses) == 3 * SOURCE.block_tokens // layout.block_tokens
-    with pytest.raises(NotProtected, match="not described"):
-        plain = world.arena.add_namespace(namespace.encode({"model": "m"}, ["x"]))
-        ShardConverter(made.writer, layout, world.arena, plain, max_epoch=9)
 
 
 def test_a_converter_outlives_the_handles_it_was_made_of(world: World) -> None:
