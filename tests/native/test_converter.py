@@ -14,8 +14,6 @@ from converter_world import BLOCKS, HND, SOURCE, TARGETS, World
 from door import code_of, core, name, token
 from relayout_world import payload
 
-from dynamo_gpu_ft.errors import NotProtected
-from dynamo_gpu_ft.kv import namespace
 from dynamo_gpu_ft.kv.convert import compiled
 from dynamo_gpu_ft.kv.geometry import ShardLayout
 from dynamo_gpu_ft.kv.relayout import plan

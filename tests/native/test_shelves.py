@@ -92,7 +92,7 @@ def world(
         made.writers[shard].close()
         made.writers[shard] = make_writer(made.arena, shard, record, token=chosen)
         made.seal(shard, made.names, 0)
-    yield made
+    return made
 
 
 @pytest.mark.parametrize("layout", [t for t in TARGETS if t.tp == 1])
