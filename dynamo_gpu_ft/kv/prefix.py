@@ -15,6 +15,7 @@ from dynamo_gpu_ft import native
 from dynamo_gpu_ft.kv.blocks import Sources, Usable
 
 if TYPE_CHECKING:
+    from dynamo_gpu_ft.kv.fresh import FreshLog
     from dynamo_gpu_ft.kv.relayout import Relayout
     from dynamo_gpu_ft.native import _core
 
@@ -33,16 +34,13 @@ class Shelf:
     payload_bytes: int
     epoch: int
     arena: _core.Arena | None
-    logs: tuple[_core.DiskLog | None, ...] = ()
+    logs: tuple[FreshLog | None, ...] = ()
 
     def usable(self, block_hashes: Sequence[bytes]) -> Usable:
         """The longest prefix that every shard has, and from where: "disk" when some shard has it in its log only."""
-        for log in self.logs:
-            if log is not None:
-                log.refresh()
         blocks, reason, shard, on_disk = native.load().backed_prefix(
             arena=self.arena,
-            logs=list(self.logs),
+            logs=[log.current if log is not None else None for log in self.logs],
             record=self.record,
             payload_bytes=self.payload_bytes,
             shards=list(self.shards),

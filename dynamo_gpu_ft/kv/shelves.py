@@ -18,6 +18,7 @@ from dynamo_gpu_ft.errors import GpuFtError, NotProtected
 from dynamo_gpu_ft.kv import disk, former, namespace, relayout
 from dynamo_gpu_ft.kv.blocks import Sources
 from dynamo_gpu_ft.kv.convert import compiled
+from dynamo_gpu_ft.kv.fresh import FreshLog, Refresher
 from dynamo_gpu_ft.kv.geometry import ShardLayout
 from dynamo_gpu_ft.kv.prefix import Foreign, PrefixIndex, Shelf
 
@@ -37,14 +38,19 @@ class Shelves:
         self._own, self._record, self._config = own, record, config
         self._former = former.open_former(Path(config.arena_path))
         self._logs: dict[int, _core.DiskLog | None] = {}
+        self._fresh: dict[int, FreshLog | None] = {}
+        self._refresher: Refresher | None = None
         self._index: PrefixIndex | None = None
         self._until = time.monotonic() + config.former_keep_s
 
     def index(self, shards: Sequence[int], epoch: int, block_tokens: int) -> PrefixIndex:
-        """What the scheduler asks."""
+        """What the scheduler asks. Called once; starts a thread where there are logs."""
         size = self._own.slot_bytes
-        own = Shelf(self._record, tuple(shards), size, epoch, self._own, self._readers(shards))
+        own = Shelf(self._record, tuple(shards), size, epoch, self._own, self._followed(shards))
         self._index = PrefixIndex(own, block_tokens, self._foreign())
+        logs = [log for log in self._fresh.values() if log is not None]
+        if logs:
+            self._refresher = Refresher(logs)
         return self._index
 
     def converter(self, writer: _core.Writer, shard: int, wanted: Sources) -> _core.Converter:
@@ -98,6 +104,8 @@ class Shelves:
     def close(self) -> None:
         """Lets the former arena and the logs go; the engine's own arena stays."""
         self.forget_former()
+        if self._refresher is not None:
+            self._refresher.close()
         for log in self._logs.values():
             if log is not None:
                 log.close()
@@ -112,6 +120,16 @@ class Shelves:
             if self._logs.get(shard) is None:
                 self._logs[shard] = disk.open_reader(self._config, shard)
         return tuple(self._logs[shard] for shard in shards)
+
+    def _followed(self, shards: Sequence[int]) -> tuple[FreshLog | None, ...]:
+        """The same, each open twice so that it can be kept fresh."""
+        for shard, first in zip(shards, self._readers(shards), strict=False):
+            if shard not in self._fresh:
+                second = disk.open_reader(self._config, shard) if first is not None else None
+                self._fresh[shard] = None
+                if first is not None and second is not None:
+                    self._fresh[shard] = FreshLog(first, second)
+        return tuple(self._fresh[shard] for shard in shards) if self._config.disk_dir else ()
 
     def _arenas(self) -> list[_core.Arena]:
         return [arena for arena in (self._former, self._own) if arena is not None]
@@ -142,7 +160,7 @@ class Shelves:
         except GpuFtError as error:
             _log.info("KV of another layout is not used: %s", error)
             return []
-        logs = self._readers(theirs.shards) if arena is None else ()
+        logs = self._followed(theirs.shards) if arena is None else ()
         epoch = arena.epoch if arena is not None else ANY_EPOCH
         shelf = Shelf(record, theirs.shards, theirs.payload_bytes, epoch, arena, logs)
         return [Foreign(shelf, theirs.block_tokens, plan)]

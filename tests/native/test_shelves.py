@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import os
 import random
 import time
@@ -166,3 +167,30 @@ def test_a_former_arena_that_is_forgotten_is_neither_found_nor_converted_from(
     refs = [BlockRef(0, place.hashes[0], None, 0, sources[0])]
     assert place.filled(shelves, refs).statuses == ("not_found",)
     shelves.close()
+
+
+def test_blocks_that_reach_the_disk_later_are_seen_without_being_asked_for(
+    world: World, folder: Path
+) -> None:
+    place = Place(world, folder, TARGETS[0])
+    path = disk.folder(place.config, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log = core.DiskLog.open(str(path), segment_bytes=1 << 20, window_ms=1)
+    log.add_namespace(place.record)
+    shelves = Shelves(place.own, place.record, place.config)
+    index = shelves.index((0,), place.epoch, TARGETS[0].block_tokens)
+    os.rename(world.arena.path, former.path_of(Path(place.config.arena_path)))
+    older = Shelves(place.own, place.record, place.config)
+    assert place.restored(older, 8) == ["ok"] * 8
+    older.close()
+    backing = core.Backing(place.writer, log, queue_blocks=64)
+    names = [(h, place.hashes[i - 1] if i else None, i) for i, h in enumerate(place.hashes)]
+    backing.spill(names)
+    assert backing.close(20.0)
+    index._own = dataclasses.replace(index._own, arena=None)  # as if it had evicted everything
+    deadline = time.monotonic() + 30
+    while index.usable(place.names, 8).runs != (("disk", 8),):
+        assert time.monotonic() < deadline
+        time.sleep(0)
+    shelves.close()
+    log.close()
