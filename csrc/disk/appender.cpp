@@ -4,10 +4,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 namespace gft::disk {
 namespace {
-constexpr uint64_t kPiece = uint64_t{1} << 20;
+constexpr uint64_t kMerged = uint64_t{1} << 20;  // small records that lie side by side are written as one, up to this size
 constexpr auto kTick = std::chrono::milliseconds(1);  // how late new work is seen while operations are in flight
 }  // namespace
 
@@ -73,6 +74,7 @@ bool Appender::admit() {
     auto &from = !in_.queue.empty() && in_.queue.front() == record ? in_.queue : in_.background;
     from.pop_front();
   }
+  push_open();
   return any;
 }
 
@@ -169,19 +171,31 @@ void Appender::put(const PendingRef &record) {
   if (group.bytes >= in_.options.group_bytes || group.records.size() >= kGroupRecords - 1) close_group();
 }
 
+// The last operation stays open for what follows it in memory and on the disk alike; push_open ends that.
 void Appender::write(Group &group, uint8_t *data, uint64_t bytes, uint64_t offset) {
-  for (uint64_t at = 0; at < bytes; at += kPiece) {
+  uint64_t group_id = reinterpret_cast<uint64_t>(&group);
+  if (open_ && open_->owner == group_id && open_->data + open_->bytes == data && open_->offset + open_->bytes == offset &&
+      open_->bytes + bytes <= kMerged) {
+    open_->bytes += bytes;
+    return;
+  }
+  for (uint64_t at = 0, piece = piece_of(bytes); at < bytes; at += piece) {
+    push_open();
     auto op = std::make_unique<Op>();
     op->kind = Fault::Kind::write;
     op->descriptor = group.target->file->descriptor();
     op->data = data + at;
-    op->bytes = std::min(kPiece, bytes - at);
+    op->bytes = std::min(piece, bytes - at);
     op->offset = offset + at;
-    op->owner = reinterpret_cast<uint64_t>(&group);
+    op->owner = group_id;
     ++group.in_flight;
-    io_->push(op.get());
+    open_ = op.get();
     group.ops.push_back(std::move(op));
   }
+}
+
+void Appender::push_open() {
+  if (open_) io_->push(std::exchange(open_, nullptr));
 }
 
 void Appender::close_group() {
@@ -219,11 +233,14 @@ void Appender::finished(Op *op) {
       group->step = Step::committing;
       group->ops.clear();
       write(*group, group->page.data(), kPage, group->offset);
+      push_open();
     }
     return;
   }
   Group &group = *reinterpret_cast<Group *>(op->owner);
   if (--group.in_flight) return;
+  // What was written is never written again, so its memory need not wait for the syncs: they may take longer than the writes.
+  for (size_t &i = group.written; i < group.records.size(); ++i) group.records[i]->buffer = Buffer();
   if (group.step == Step::writing) group.step = Step::written;
   if (group.step == Step::committing) group.step = Step::committed;
 }

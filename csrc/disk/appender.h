@@ -28,7 +28,7 @@ class Appender {
     Buffer page;
     std::vector<PendingRef> records;
     std::vector<std::unique_ptr<Op>> ops;
-    size_t in_flight = 0;
+    size_t in_flight = 0, written = 0;  // operations; records whose memory was given back
     uint64_t bytes = 0;
     Clock::time_point opened = Clock::now();
   };
@@ -40,6 +40,7 @@ class Appender {
   void leave_target();
   void close_group();
   void write(Group &group, uint8_t *data, uint64_t bytes, uint64_t offset);
+  void push_open();
   void finished(Op *op);
   void start_sync();
   void settle_done();
@@ -56,9 +57,10 @@ class Appender {
   uint32_t previous_ = 0;
   std::set<Id> named_;
   std::deque<std::unique_ptr<Group>> groups_;  // the last one may be filling
+  Op *open_ = nullptr;  // made, not yet pushed; only within one call of admit or finished
   Op sync_;
   bool syncing_ = false;
-  std::shared_ptr<Buffers> pages_ = std::make_shared<Buffers>(UINT64_MAX / 2);
+  std::shared_ptr<Buffers> pages_ = std::make_shared<Buffers>(Buffers::kUnlimited);
 };
 
 }  // namespace gft::disk

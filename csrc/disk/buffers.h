@@ -1,5 +1,5 @@
 // Page-aligned staging memory with a budget: what limits how far appends and reads may run ahead of the disk.
-// Buffers are kept for the next user of their size, because fresh memory costs a fault per page.
+// A budget is one region of huge pages, cut into buffers and used again: a fault for each small page costs as much as the disk.
 #pragma once
 
 #include <condition_variable>
@@ -34,22 +34,30 @@ class Buffer {
 
 class Buffers : public std::enable_shared_from_this<Buffers> {
  public:
+  static constexpr uint64_t kUnlimited = UINT64_MAX / 2;  // each buffer is an allocation of its own then
+
   explicit Buffers(uint64_t budget) : budget_(budget) {}
   ~Buffers();
-  // `bytes` rounded up to pages; empty when there was no room until `deadline`. One buffer larger than the whole budget
-  // is given out when nothing else is.
+  // `bytes` rounded up to pages; empty when there was no room in one piece until `deadline`. One buffer larger than the
+  // whole budget is given out when nothing else is. What is taken one after the other tends to lie side by side.
   Buffer take(uint64_t bytes, Clock::time_point deadline);
 
  private:
   friend class Buffer;
+  using Holes = std::map<uint64_t, uint64_t>;  // offset in the region -> bytes; no two of them touch
+  void reserve();
+  Holes::iterator hole_for(uint64_t bytes);
+  bool inside(const uint8_t *data) const { return region_ && data >= region_ && data < region_ + budget_; }
   void put_back(uint8_t *data, uint64_t bytes) noexcept;
-  void free_kept(uint64_t until) noexcept;
 
   const uint64_t budget_;
   std::mutex mutex_;
   std::condition_variable room_;
-  uint64_t used_ = 0, kept_bytes_ = 0;
-  std::multimap<uint64_t, uint8_t *> kept_;
+  uint64_t used_ = 0;
+  void *mapped_ = nullptr;      // the region and what is left over beside it
+  uint8_t *region_ = nullptr;   // null before the first use, without a budget, or when it could not be had
+  bool reserved_ = false;
+  Holes holes_;
 };
 
 }  // namespace gft::disk

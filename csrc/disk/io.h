@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "format.h"
 #include "log.h"
 
 namespace gft::disk {
@@ -20,6 +21,14 @@ struct Op {
   uint64_t done = 0;  // bytes so far: short transfers are continued
   uint64_t owner = 0; // the caller's
 };
+
+// Long transfers are cut into equal pieces of whole pages: large enough to be cheap, small enough to run side by side.
+// A payload of a round size and its header page make no crumb.
+inline uint64_t piece_of(uint64_t bytes) {
+  constexpr uint64_t kLargest = (uint64_t{1} << 20) + (uint64_t{64} << 10);
+  uint64_t count = (bytes + kLargest - 1) / kLargest;
+  return count ? whole_pages((bytes + count - 1) / count) : bytes;
+}
 
 class Queue {
  public:

@@ -39,7 +39,7 @@ class Keeper {
   Log::Inside &in_;
   uint64_t next_number_ = 1;
   std::unique_ptr<Queue> queue_;
-  std::shared_ptr<Buffers> packing_ = std::make_shared<Buffers>(UINT64_MAX / 2);
+  std::shared_ptr<Buffers> packing_ = std::make_shared<Buffers>(Buffers::kUnlimited);
   Clock::time_point next_collection_{}, next_compression_{};
 };
 

@@ -11,8 +11,6 @@
 namespace gft::disk {
 namespace {
 
-constexpr uint64_t kPiece = uint64_t{1} << 20;
-
 struct Span {
   uint64_t from, bytes;  // of the record, header page included
 };
@@ -127,7 +125,7 @@ void deliver(Job &job, const Id &log) {
   Buffer unpacked;
   if (entry.codec != Codec::none) {
     if (!chunks_hold(job, record)) return end(read, GFT_DIGEST, differs);
-    auto memory = std::make_shared<Buffers>(UINT64_MAX / 2);
+    auto memory = std::make_shared<Buffers>(Buffers::kUnlimited);
     unpacked = memory->take(entry.key.payload_bytes, Clock::now());
     if (!unpack(entry.codec, payload, entry.stored_bytes, unpacked.data(), entry.key.payload_bytes))
       return end(read, GFT_DAMAGED, "the record in " + where + " does not unpack to its length; recompute the block");
@@ -215,10 +213,10 @@ void Log::Inside::read_records(std::span<Read> reads, Clock::time_point deadline
   auto push = [&](std::unique_ptr<Job> job) {
     uint8_t *to = job->buffer.data();
     for (const Span &span : job->spans)
-      for (uint64_t at = 0; at < span.bytes; at += kPiece) {
+      for (uint64_t at = 0, piece = piece_of(span.bytes); at < span.bytes; at += piece) {
         auto op = std::make_unique<Op>();
         op->descriptor = job->file->descriptor();
-        op->bytes = std::min(kPiece, span.bytes - at);
+        op->bytes = std::min(piece, span.bytes - at);
         op->data = to;
         to += op->bytes;
         op->offset = job->read->entry.offset + span.from + at;
