@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("dynamo_gpu_ft.kv")
 
 REPORT_S = 1.0
+#: A disk that hangs must not hold up the end of its engine.
+CLOSE_S = 5.0
 
 
 def _names(blocks: Sequence[BlockRef]) -> list[tuple[bytes, bytes | None, int]]:
@@ -62,7 +64,7 @@ class DiskFiller:
 
     def close_log(self) -> None:
         """After `close`: gives the log up, so that the next engine finds no live writer."""
-        self._log.close()
+        self._log.close(CLOSE_S)
 
     def report(self, *, now: float | None = None) -> None:
         """Metrics, at most once a second; a disk that refuses blocks is said once per reason."""

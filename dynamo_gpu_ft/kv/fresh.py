@@ -34,8 +34,8 @@ class FreshLog:
         self.current, self._spare = self._spare, self.current
 
     def close(self) -> None:
-        self.current.close()
-        self._spare.close()
+        self.current.close(1.0)
+        self._spare.close(1.0)
 
 
 class Refresher:

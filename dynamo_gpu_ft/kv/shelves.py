@@ -108,7 +108,7 @@ class Shelves:
             self._refresher.close()
         for log in self._logs.values():
             if log is not None:
-                log.close()
+                log.close(1.0)
         self._logs.clear()
 
     # -- details ----------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ class Log:
             raise self.error
         self.refreshed.set()
 
-    def close(self) -> None:
+    def close(self, timeout: float) -> None:
         self.closed = True
 
 
