@@ -99,10 +99,13 @@ def test_a_run_names_its_parent_and_its_blocks_in_order() -> None:
 
 
 def test_a_restore_starts_after_what_the_engine_has() -> None:
-    usable = Usable(5, "missing", 1)
-    assert plan(usable, local_tokens=64, block_size=32).first == 2
-    assert plan(usable, local_tokens=64, block_size=32).count == 3
-    assert plan(usable, local_tokens=192, block_size=32).count == 0
+    def planned(local_tokens: int) -> tuple[int, int]:
+        usable = Usable(5, "missing", 1)
+        made = plan(usable, local_tokens=local_tokens, block_size=32, block_bytes=1, costs=None)
+        return made.first, made.count
+
+    assert planned(64) == (2, 3)
+    assert planned(192) == (6, 0)
 
 
 def test_everything_from_the_first_bad_block_on_is_bad() -> None:
