@@ -1,5 +1,5 @@
 """The core's C++ test programs: digests against known values, a life under hostile bytes, everything at once from many threads,
-lanes that change hands between dying processes.
+lanes that change hands between dying processes, a disk log that is appended to, read, collected and followed at once.
 
 They are built here with both digests; `make sanitize` (or GFT_SANITIZE=1) also runs them under ASan, UBSan and TSan.
 """
@@ -39,6 +39,7 @@ def test_the_programs_pass_with_the_digest_of_this_machine() -> None:
     assert "hostile: ok" in out
     assert "threads: ok" in out
     assert "lanes: ok" in out
+    assert "disk: ok" in out
 
 
 def test_the_programs_pass_without_xxhash() -> None:
@@ -49,4 +50,6 @@ def test_the_programs_are_clean_under_the_sanitizers(request: pytest.FixtureRequ
     asked = request.config.getoption("markexpr") == "slow" or os.environ.get("GFT_SANITIZE") == "1"
     if not asked:
         pytest.skip("takes two minutes: make sanitize, or GFT_SANITIZE=1")
-    assert make("sanitize").count("threads: ok") == 2
+    out = make("sanitize")
+    assert out.count("threads: ok") == 2
+    assert out.count("disk: ok") == 2
