@@ -101,6 +101,7 @@ void bind_copy(py::module_ &module) {
       .def("hold", mark<GFT_HOLD>, py::arg("block_hashes"))
       .def("release", mark<GFT_RELEASE>, py::arg("block_hashes"))
       .def("touch", mark<GFT_TOUCH>, py::arg("block_hashes"))
+      .def("drop", mark<GFT_DROP>, py::arg("block_hashes"))
       .def("pin", pin, py::arg("job_id"), py::arg("block_hashes"), py::kw_only(), py::arg("until"))
       .def(
           "cancel",

@@ -198,10 +198,10 @@ gft_status gft_engine_load(gft_engine *engine, int64_t job_id, const gft_block *
 gft_status gft_engine_mark(gft_engine *engine, const gft_bytes *hashes, size_t count, gft_mark mark) {
   return behind_wall([&] {
     using Mark = gft::Writer::Mark;
-    if (mark < GFT_HOLD || mark > GFT_TOUCH) gft::fail(GFT_INVALID, "there is no mark %d", static_cast<int>(mark));
+    if (mark < GFT_HOLD || mark > GFT_DROP) gft::fail(GFT_INVALID, "there is no mark %d", static_cast<int>(mark));
+    static constexpr Mark kMarks[] = {Mark::hold, Mark::release, Mark::touch, Mark::drop};
     auto names = views(hashes, count);
-    engine->engine->mark(std::vector<std::string>(names.begin(), names.end()),
-                         mark == GFT_HOLD ? Mark::hold : mark == GFT_RELEASE ? Mark::release : Mark::touch);
+    engine->engine->mark(std::vector<std::string>(names.begin(), names.end()), kMarks[mark]);
   });
 }
 

@@ -239,8 +239,8 @@ gft_status gft_engine_create(gft_writer *writer, const gft_region *regions, size
 /* Both queue and return. GFT_INVALID (nothing queued) for a block id outside the layout or a malformed hash. */
 gft_status gft_engine_store(gft_engine *engine, int64_t job_id, const gft_block *blocks, size_t count);
 gft_status gft_engine_load(gft_engine *engine, int64_t job_id, const gft_block *blocks, size_t count);
-/* Marks behind the stores queued before. */
-typedef enum gft_mark { GFT_HOLD = 0, GFT_RELEASE, GFT_TOUCH } gft_mark;
+/* Marks behind the stores queued before. GFT_DROP releases, and takes the block out of the arena when nobody holds it then. */
+typedef enum gft_mark { GFT_HOLD = 0, GFT_RELEASE, GFT_TOUCH, GFT_DROP } gft_mark;
 gft_status gft_engine_mark(gft_engine *engine, const gft_bytes *hashes, size_t count, gft_mark mark);
 /* As gft_writer_pin, behind the stores queued before. The job has one status: GFT_NOT_FOUND when none of the blocks is there. */
 gft_status gft_engine_pin(gft_engine *engine, int64_t job_id, const gft_bytes *hashes, size_t count, uint32_t until);

@@ -54,6 +54,9 @@ class Config:
     restore_by_cost: bool = _key(True, "bool", "compute instead where that proved quicker")
     snapshot: bool = _key(True, "bool", "take KV snapshots at all")
     snapshot_decode: bool = _key(True, "bool", "KV of generated tokens too, not only the prompt's")
+    tail_every: int = _key(
+        0, "count", "open blocks too, a block's copy every so many tokens; 0 = off", 0
+    )
     protected_share: float = _key(0.8, "share", "slots that blocks used twice may keep", 0, 1)
     namespace_quota: float = _key(0.0, "share", "slots this model may have; 0 = no limit", 0, 1)
     pinned_share: float = _key(0.25, "share", "slots that pinned blocks may keep", 0, 0.9)

@@ -153,6 +153,12 @@ void Writer::give_up(const Claimed &claimed) noexcept {
 
 void Writer::mark(const Sealed &sealed, Mark mark, uint64_t tick) {
   uint64_t generation = StateWord::of(sealed.word).generation;
+  if (mark == Mark::drop) {
+    HoldWord hold = HoldWord::of(core_->hold(sealed.slot).load(std::memory_order_relaxed));
+    bool ours = hold.epoch == epoch && hold.generation == (generation & 0xfff);
+    if (!ours || hold.count <= 1) return drop(sealed);
+    mark = Mark::release;
+  }
   core_->stamp(sealed.slot).store(use_stamp(tick, sealed.header.position), std::memory_order_relaxed);
   if (mark == Mark::touch) protect(*core_, sealed);
   if (mark == Mark::touch || mark == Mark::stamp) return;

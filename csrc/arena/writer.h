@@ -57,8 +57,9 @@ class Writer {
                   bool hold);
   void give_up(const Claimed &claimed) noexcept;
 
-  // `stamp` only makes a block younger; `touch` says that another request used it, which protects it.
-  enum class Mark { hold, release, touch, stamp };
+  // `stamp` only makes a block younger; `touch` says that another request used it, which protects it; `drop` is a release that
+  // takes the block out of the arena when nobody else holds it.
+  enum class Mark { hold, release, touch, stamp, drop };
   void mark(std::span<const std::string_view> hashes, Mark mark);
   void mark(const Sealed &sealed, Mark mark, uint64_t tick);
   // Pins what is sealed under these names until a time in seconds since 1970, 0: not at all. Returns how many blocks are

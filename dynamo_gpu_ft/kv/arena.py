@@ -149,6 +149,9 @@ class HostTier:
     def release(self, block_hashes: Sequence[bytes]) -> None:
         self._engine.release(block_hashes)
 
+    def drop(self, block_hashes: Sequence[bytes]) -> None:
+        self._engine.drop(block_hashes)
+
     def pin(self, job_id: int, block_hashes: Sequence[bytes], until: int) -> None:
         self._engine.pin(job_id, block_hashes, until=until)
 

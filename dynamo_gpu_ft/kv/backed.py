@@ -96,6 +96,9 @@ class BackedTier:
     def release(self, block_hashes: Sequence[bytes]) -> None:
         self.inner.release(block_hashes)
 
+    def drop(self, block_hashes: Sequence[bytes]) -> None:
+        self.inner.drop(block_hashes)
+
     def pin(self, job_id: int, block_hashes: Sequence[bytes], until: int) -> None:
         self.inner.pin(job_id, block_hashes, until)
 
@@ -205,6 +208,7 @@ class BackedTier:
         self._results.append(JobResult(job_id, "load", tuple(told), size, took, tuple(moved)))
 
     def _pass_on(self, blocks: Sequence[BlockRef], statuses: Sequence[str]) -> None:
-        sealed = [b for b, status in zip(blocks, statuses, strict=False) if status in STORED]
+        pairs = zip(blocks, statuses, strict=False)
+        sealed = [b for b, status in pairs if status in STORED and not b.tail]
         if sealed and self._spill is not None:
             self._spill.spill(sealed)

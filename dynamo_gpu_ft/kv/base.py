@@ -15,7 +15,7 @@ from dynamo_gpu_ft.kv.blocks import BlockRef, JobResult
 class Tier(Protocol):
     """One shard's writer and reader of a tier. Called from one thread; copies run on the tier's own threads.
 
-    Promises: `store`, `load`, `hold`, `release` and `poll` never block on a copy. A job's engine blocks must stay untouched by
+    Promises: `store`, `load`, `hold`, `release`, `drop` and `poll` never block on a copy. A job's engine blocks must stay untouched by
     others until its result was polled or `cancel` returned. A block reported "ok" by a load has passed namespace, epoch,
     link and payload digest; any other status means its engine bytes are undefined. No method raises for a
     bad block: that is a status. `FencedError`-like conditions come as the status "fenced".
@@ -34,6 +34,9 @@ class Tier(Protocol):
 
     def release(self, block_hashes: Sequence[bytes]) -> None:
         """Undoes one `hold` (or the hold a store began with). Takes effect after the stores queued before."""
+
+    def drop(self, block_hashes: Sequence[bytes]) -> None:
+        """As `release`; a block that nobody holds then is taken out of the tier at once."""
 
     def pin(self, job_id: int, block_hashes: Sequence[bytes], until: int) -> None:
         """Keeps blocks until `until` (seconds since 1970; `policy.UNTIL_UNPINNED`; 0 unpins) whoever dies, after the stores queued

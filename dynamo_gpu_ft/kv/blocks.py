@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from dynamo_gpu_ft.kv.tail import Tail
+
 #: Statuses after which a stored block is safely in the tier.
 STORED = frozenset({"ok", "present"})
 
@@ -28,13 +30,14 @@ class BlockRef:
     """One engine block: where it is in the engine (`block_id`) and what it is (`block_hash`, opaque engine bytes).
 
     `parent_hash` is the hash of the block before it in the prefix, None at `position` 0. `sources` is None for a
-    block that lies in its own layout."""
+    block that lies in its own layout. A `tail` is an open block under a name of its own (`kv.tail`): it stays in the arena."""
 
     block_id: int
     block_hash: bytes
     parent_hash: bytes | None
     position: int
     sources: Sources | None = None
+    tail: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class Run:
     """Consecutive blocks of one request's prefix, starting at block index `first`.
 
     For a load, `sources` has an entry per block (or none at all), and `timeout_s` is when computing is the better way (None:
-    the tier's own limit)."""
+    the tier's own limit). `tail`: the last block is a tail of so many tokens; 0 when all blocks are whole."""
 
     request_id: str
     first: int
@@ -51,13 +54,15 @@ class Run:
     parent_hash: bytes | None
     sources: tuple[Sources | None, ...] = ()
     timeout_s: float | None = None
+    tail: int = 0
 
     def refs(self) -> list[BlockRef]:
         refs, parent = [], self.parent_hash
         pairs = zip(self.block_ids, self.block_hashes, strict=True)
         for offset, (block_id, block_hash) in enumerate(pairs):
             sources = self.sources[offset] if self.sources else None
-            refs.append(BlockRef(block_id, block_hash, parent, self.first + offset, sources))
+            tail = self.tail > 0 and offset == len(self.block_ids) - 1
+            refs.append(BlockRef(block_id, block_hash, parent, self.first + offset, sources, tail))
             parent = block_hash
         return refs
 
@@ -99,13 +104,14 @@ class Usable:
     """Precise answer to "how much of this prefix can be restored": leading blocks, and why it ends there.
 
     `runs` say where they come from, in prefix order: ("arena" | "disk" | "convert", blocks). The blocks of the last run, if
-    it is "convert", have their `sources`."""
+    it is "convert", have their `sources`. With a `tail`, the last of `blocks` is that one."""
 
     blocks: int
     reason: str  # "complete" | "missing" | "writing" | "chain" | "epoch" | "namespace" | "damaged"
     shard: int = -1  # the shard that ended the prefix; -1 when complete
     runs: tuple[tuple[str, int], ...] = ()
     sources: tuple[Sources, ...] = ()
+    tail: Tail | None = None
 
 
 @dataclass(slots=True)
@@ -119,3 +125,4 @@ class PendingStore:
     bytes: int
     open: bool = True  # its request is still open
     sequence: int = field(default=0)  # order of submission
+    tail: Tail | None = None

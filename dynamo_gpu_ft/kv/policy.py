@@ -1,7 +1,7 @@
 """What to snapshot, what to drop when copying lags behind, how long to pin. Pure functions; `kv.snapshot` applies them.
 
 A prefix is only usable up to its first missing block, so within a request the latest blocks are dropped first; across
-requests those of finished requests go before those of open ones, oldest first.
+requests those of finished requests go before those of open ones, oldest first. Tails go before everything.
 """
 
 from __future__ import annotations
@@ -61,16 +61,18 @@ def choose_drops(
 ) -> list[int]:
     """Job ids to cancel so that pending + incoming fits `limit_bytes`; empty when it already does.
 
-    Order: finished requests, oldest first; then open requests, each from its last block backwards, youngest request first.
+    Order: tails and finished requests, oldest first; then open requests, each from its last block backwards, youngest request first.
     The incoming job itself is not a candidate: it is only refused when nothing else is left (see `kv.snapshot`)."""
     jobs: Sequence[PendingStore] = list(pending)
     excess = sum(job.bytes for job in jobs) + incoming_bytes - limit_bytes
     if excess <= 0:
         return []
-    finished = sorted((j for j in jobs if not j.open), key=lambda j: (j.sequence, j.first))
-    still_open = sorted((j for j in jobs if j.open), key=lambda j: (-j.sequence, -j.first))
+    tails = sorted((j for j in jobs if j.tail), key=lambda j: j.sequence)
+    whole = [j for j in jobs if not j.tail]
+    finished = sorted((j for j in whole if not j.open), key=lambda j: (j.sequence, j.first))
+    still_open = sorted((j for j in whole if j.open), key=lambda j: (-j.sequence, -j.first))
     drops = []
-    for job in [*finished, *still_open]:
+    for job in [*tails, *finished, *still_open]:
         if excess <= 0:
             break
         drops.append(job.job_id)

@@ -6,13 +6,15 @@ mutates nothing. What it says is a hint: the worker verifies every block it load
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dynamo_gpu_ft import native
 from dynamo_gpu_ft.kv.blocks import Sources, Usable
+from dynamo_gpu_ft.kv.tail import Tail
 
 if TYPE_CHECKING:
     from dynamo_gpu_ft.kv.fresh import FreshLog
@@ -38,18 +40,29 @@ class Shelf:
 
     def usable(self, block_hashes: Sequence[bytes]) -> Usable:
         """The longest prefix that every shard has, and from where: "disk" when some shard has it in its log only."""
-        blocks, reason, shard, on_disk = native.load().backed_prefix(
+        logs = [log.current if log is not None else None for log in self.logs]
+        blocks, reason, shard, on_disk = self._walk(block_hashes, logs)
+        groups = itertools.groupby(on_disk)
+        runs = tuple(("disk" if disk else "arena", len(list(group))) for disk, group in groups)
+        return Usable(blocks, reason, shard, runs)
+
+    def mentions(self, block_hash: bytes) -> bool:
+        """Whether the arena may have a block of this name, wherever it belongs: far cheaper than walking to it."""
+        blocks, reason, _, _ = self._walk([block_hash], [])
+        return blocks > 0 or reason != "missing"
+
+    def _walk(
+        self, block_hashes: Sequence[bytes], logs: list[_core.DiskLog | None]
+    ) -> tuple[int, str, int, bytes]:
+        return native.load().backed_prefix(
             arena=self.arena,
-            logs=[log.current if log is not None else None for log in self.logs],
+            logs=logs,
             record=self.record,
             payload_bytes=self.payload_bytes,
             shards=list(self.shards),
             block_hashes=block_hashes,
             max_epoch=self.epoch,
         )
-        groups = itertools.groupby(on_disk)
-        runs = tuple(("disk" if disk else "arena", len(list(group))) for disk, group in groups)
-        return Usable(blocks, reason, shard, runs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +99,14 @@ class PrefixIndex:
         """Blocks of other layouts that lie there are not asked for any more."""
         self._foreign = [f for f in self._foreign if f.shelf.arena is not arena]
 
-    def usable(self, names: Names, limit: int) -> Usable:
-        """How many of the first `limit` blocks can be restored, and where from."""
-        own = self._own.usable(names(self._block_tokens)[:limit])
+    def usable(self, names: Names, limit: int, tails: Iterable[Tail] = ()) -> Usable:
+        """How many of the first `limit` blocks can be restored, and where from.
+
+        When all of them can, the first of `tails` that can be as well comes on top: it is only looked for in our own arena."""
+        hashes = names(self._block_tokens)[:limit]
+        own = self._own.usable(hashes)
         if own.blocks == limit:
-            return own
+            return self._longer(hashes, tails) or own
         made: list[Sources] = []
         for foreign in self._foreign:
             made = max(made, foreign.usable(names, limit), key=len)
@@ -99,3 +115,11 @@ class PrefixIndex:
         runs = (*own.runs, ("convert", len(made) - own.blocks))
         reason = "complete" if len(made) == limit else own.reason
         return Usable(len(made), reason, own.shard, runs, tuple(made[own.blocks :]))
+
+    def _longer(self, hashes: Sequence[bytes], tails: Iterable[Tail]) -> Usable | None:
+        for tail in tails:
+            if self._own.mentions(tail.name):
+                found = self._own.usable([*hashes, tail.name])
+                if found.blocks > len(hashes):
+                    return dataclasses.replace(found, tail=tail)
+        return None

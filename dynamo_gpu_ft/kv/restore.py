@@ -11,13 +11,15 @@ from dataclasses import dataclass
 
 from dynamo_gpu_ft.kv import cost
 from dynamo_gpu_ft.kv.blocks import Sources, Usable
+from dynamo_gpu_ft.kv.tail import Tail
 
 
 @dataclass(frozen=True, slots=True)
 class RestorePlan:
     """Load block indices [first, first + count) of the prefix; `reason` says why not more ("complete" when all).
 
-    `sources` as in `Run`, for exactly these blocks; `refused` is the source that was not worth loading from."""
+    `sources` as in `Run`, for exactly these blocks; `refused` is the source that was not worth loading from. With
+    a `tail`, the last block is that one."""
 
     first: int
     count: int
@@ -25,6 +27,12 @@ class RestorePlan:
     sources: tuple[Sources | None, ...] = ()
     timeout_s: float | None = None
     refused: str = ""
+    tail: Tail | None = None
+
+    def tokens(self, block_size: int) -> int:
+        if self.tail is None:
+            return self.count * block_size
+        return (self.count - 1) * block_size + self.tail.tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +74,7 @@ def plan(
         sources if any(sources) else (),
         choice.timeout_s,
         choice.refused,
+        usable.tail if end == usable.blocks else None,
     )
 
 

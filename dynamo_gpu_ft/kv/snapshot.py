@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from dynamo_gpu_ft.kv import policy, restore
 from dynamo_gpu_ft.kv.base import Tier
 from dynamo_gpu_ft.kv.blocks import STORED, JobResult, PendingStore, Pin, Run
+from dynamo_gpu_ft.kv.tail import Tail
 
 
 @dataclass(slots=True)
@@ -25,6 +26,7 @@ class SnapshotStats:
     stored_bytes: int = 0
     loaded_blocks: int = 0
     loaded_bytes: int = 0
+    loaded_tail_tokens: int = 0  # of blocks that `loaded_blocks` does not count
     moved: list[tuple[str, int, float]] = field(default_factory=list)  # (source, bytes, seconds)
     dropped: Counter[str] = field(default_factory=Counter)
     pins: Counter[str] = field(default_factory=Counter)  # by status
@@ -50,17 +52,20 @@ class SnapshotQueue:
         self._loads: dict[int, _Load] = {}
         self._pins: set[int] = set()
         self._held: dict[str, list[bytes]] = {}
+        self._tails: dict[str, list[tuple[int, bytes]]] = {}  # (position, name), oldest first
         self._finishing: dict[str, float] = {}
         self._stats = SnapshotStats()
 
     # -- what a step asks for ------------------------------------------------------------------------------------
 
     def store(self, run: Run) -> None:
-        """Queues a copy of `run`; under pressure drops by policy, in the end the run itself."""
+        """Queues a copy of `run`; under pressure drops by policy, in the end the run itself, and a tail at once."""
         size = len(run.block_ids) * self._tier.block_bytes
-        drops = policy.choose_drops(
-            self._stores.values(), incoming_bytes=size, limit_bytes=self._max_lag_bytes
-        )
+        drops: list[int] = []
+        if not run.tail:
+            drops = policy.choose_drops(
+                self._stores.values(), incoming_bytes=size, limit_bytes=self._max_lag_bytes
+            )
         if drops:
             self._tier.cancel(drops)
         remaining = sum(s.bytes for j, s in self._stores.items() if j not in set(drops))
@@ -69,9 +74,18 @@ class SnapshotQueue:
             return
         job_id = self._job()
         self._stores[job_id] = PendingStore(
-            job_id, run.request_id, run.first, run.block_ids, size, sequence=job_id
+            job_id,
+            run.request_id,
+            run.first,
+            run.block_ids,
+            size,
+            sequence=job_id,
+            tail=Tail(run.block_hashes[-1], run.tail) if run.tail else None,
         )
-        self._held.setdefault(run.request_id, []).extend(run.block_hashes)
+        if run.tail:
+            self._keep_tail(run)
+        else:
+            self._held.setdefault(run.request_id, []).extend(run.block_hashes)
         self._tier.store(job_id, run.refs())
 
     def load(self, run: Run, *, now: float | None = None) -> None:
@@ -82,6 +96,10 @@ class SnapshotQueue:
         if run.timeout_s is not None:
             limit = min(limit, run.timeout_s)
         self._loads[job_id] = _Load(run, started + limit)
+        if run.tail:
+            # Before anything is stored in its place, by this request or by the one that stored it.
+            self._tier.hold(run.block_hashes[-1:])
+            self._keep_tail(run)
         self._tier.load(job_id, run.refs())
 
     def pin(self, pin: Pin) -> None:
@@ -105,6 +123,7 @@ class SnapshotQueue:
         held = self._held.pop(request_id, None)
         if held:
             self._tier.release(held)
+        self._drop_tails(request_id)
 
     # -- what happened -------------------------------------------------------------------------------------------
 
@@ -139,8 +158,15 @@ class SnapshotQueue:
             for status in result.statuses:
                 if status not in STORED:
                     self._stats.dropped[status] += 1
+            if pending.tail is not None:
+                name = (pending.first, pending.tail.name)
+                self._settle_tail(pending.request_id, name, sealed=good > 0)
+                return
+            end = pending.first + good
             if good < len(result.statuses):
-                progress.gaps[pending.request_id] = pending.first + good
+                progress.gaps[pending.request_id] = end
+            if good:
+                self._drop_tails(pending.request_id, below=end)
             return
         if result.job_id in self._pins:
             self._pins.discard(result.job_id)
@@ -152,6 +178,9 @@ class SnapshotQueue:
         answer = restore.outcome(load.run.block_ids, result.statuses)
         progress.loaded.add(load.run.request_id)
         progress.bad_block_ids.update(answer.bad_block_ids)
+        if load.run.tail and not answer.bad_block_ids:
+            self._stats.loaded_blocks -= 1
+            self._stats.loaded_tail_tokens += load.run.tail
         self._stats.loaded_blocks += answer.restored
         self._stats.loaded_bytes += result.bytes
         self._stats.moved += result.moved or (("arena", result.bytes, result.seconds),)
@@ -186,6 +215,33 @@ class SnapshotQueue:
         self._pins.clear()
         self._finishing.clear()
         return progress
+
+    # -- tails: each request has the newest one, and the one before until that is sealed --------------------------------
+
+    def _keep_tail(self, run: Run) -> None:
+        name = (run.first + len(run.block_ids) - 1, run.block_hashes[-1])
+        self._tails.setdefault(run.request_id, []).append(name)
+
+    def _settle_tail(self, request_id: str, tail: tuple[int, bytes], *, sealed: bool) -> None:
+        """A sealed tail replaces those before it; one that was not sealed replaces nothing."""
+        tails = self._tails.get(request_id, [])
+        if tail not in tails:
+            return  # its request ended, or its block is whole by now: it is dropped already
+        at = tails.index(tail)
+        if not sealed:
+            del tails[at]
+        elif at:
+            self._tails[request_id] = tails[at:]
+            self._tier.drop([name for _, name in tails[:at]])
+
+    def _drop_tails(self, request_id: str, below: int | None = None) -> None:
+        """Those of blocks before index `below`, or all."""
+        tails = self._tails.pop(request_id, [])
+        gone = [tail for tail in tails if below is None or tail[0] < below]
+        if gone:
+            self._tier.drop([name for _, name in gone])
+        if len(gone) < len(tails):
+            self._tails[request_id] = [tail for tail in tails if tail not in gone]
 
     def _job(self) -> int:
         job_id, self._next_job = self._next_job, self._next_job + 1

@@ -239,6 +239,8 @@ class CopyEngine:
         """Queued behind earlier stores."""
     def touch(self, block_hashes: Sequence[bytes]) -> None:
         """Queued behind earlier stores."""
+    def drop(self, block_hashes: Sequence[bytes]) -> None:
+        """Queued behind earlier stores: `release`, and blocks that nobody holds then are taken out of the arena."""
     def pin(self, job_id: int, block_hashes: Sequence[bytes], *, until: int) -> None:
         """As `Writer.pin`, queued behind earlier stores: a job with one status, "not_found" when none of the blocks is there."""
     def cancel(self, job_ids: Sequence[int]) -> None:

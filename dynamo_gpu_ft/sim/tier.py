@@ -46,6 +46,9 @@ class MemoryTier:
     def release(self, block_hashes: Sequence[bytes]) -> None:
         self._jobs.append(("release", 0, [BlockRef(0, h, None, 0) for h in block_hashes]))
 
+    def drop(self, block_hashes: Sequence[bytes]) -> None:
+        self._jobs.append(("drop", 0, [BlockRef(0, h, None, 0) for h in block_hashes]))
+
     def pin(self, job_id: int, block_hashes: Sequence[bytes], until: int) -> None:
         self._until[job_id] = until
         self._jobs.append(("pin", job_id, [BlockRef(0, h, None, 0) for h in block_hashes]))
@@ -93,6 +96,9 @@ class MemoryTier:
             for block in blocks:
                 change = 1 if kind == "hold" else -1
                 self.holds[block.block_hash] = self.holds.get(block.block_hash, 0) + change
+                if kind == "drop" and self.holds[block.block_hash] <= 0:
+                    self.blocks.pop(block.block_hash, None)
+                    self.holds[block.block_hash] = 0
         return True
 
     def _finish(self, kind: str, job_id: int, statuses: list[str]) -> None:

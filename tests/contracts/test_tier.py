@@ -176,6 +176,31 @@ def test_holds_and_releases_take_their_turn_behind_stores(world: World) -> None:
     assert world.finish()[1].statuses == ("ok", "ok")
 
 
+def test_a_dropped_block_is_gone_behind_the_stores_before_and_can_be_stored_again(
+    world: World,
+) -> None:
+    world.tier.store(1, chain(1, 2))
+    world.tier.drop([hash_of(1), hash_of(9)])
+    world.finish()
+    world.tier.load(2, chain(5, 6))
+    assert world.finish()[2].statuses == ("ok", "not_found")
+    world.tier.store(3, chain(1, 2))
+    assert world.finish()[3].statuses == ("present", "ok")
+
+
+def test_a_drop_undoes_one_hold_and_the_last_one_takes_the_block(world: World) -> None:
+    world.tier.store(1, chain(1))
+    world.tier.store(2, chain(1))
+    world.tier.drop([hash_of(0)])
+    world.finish()
+    world.tier.load(3, chain(5))
+    assert world.finish()[3].statuses == ("ok",)
+    world.tier.drop([hash_of(0)])
+    world.finish()
+    world.tier.load(4, chain(5))
+    assert world.finish()[4].statuses == ("not_found",)
+
+
 def test_results_are_handed_out_once(world: World) -> None:
     world.tier.store(1, chain(1))
     assert set(world.finish()) == {1}

@@ -36,7 +36,7 @@ class Reader:
         self.blocks, self.runs, self.sources = blocks, runs, sources
         self.broken = False
 
-    def usable(self, names: Names, limit: int) -> Usable:
+    def usable(self, names: Names, limit: int, tails: object = ()) -> Usable:
         if self.broken:
             raise RuntimeError("arena gone")
         count = min(self.blocks, len(names(BLOCK)[:limit]))

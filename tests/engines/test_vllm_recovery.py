@@ -30,11 +30,17 @@ SCENARIOS = [
 
 
 def run(
-    model: Path, folder: Path, scenarios: list[str], restart_tp: int = 0, **llm: Any
+    model: Path,
+    folder: Path,
+    scenarios: list[str],
+    restart_tp: int = 0,
+    more: dict[str, Any] | None = None,
+    **llm: Any,
 ) -> dict[str, Any]:
+    """What the scenarios saw, with the settings `more` beside the test's own."""
     settings = {"arena_dir": str(folder), "arena_bytes": "128MiB", "ledger_bytes": "1MiB"}
     settings |= {"max_restarts": 10, "journal": str(folder / "journal"), "restart_tp": restart_tp}
-    settings |= {"restore_by_cost": False}
+    settings |= {"restore_by_cost": False, **(more or {})}
     environment = engine_environment()
     if 2 in (llm.get("tensor_parallel_size"), restart_tp):
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"

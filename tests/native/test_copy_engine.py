@@ -209,6 +209,24 @@ def test_new_blocks_start_held_and_marks_keep_their_place_in_the_queue(engine: A
     assert held == {name(0), *(name(i) for i in range(4, 10)), *(name(i, "c") for i in range(5))}
 
 
+def test_what_an_earlier_epoch_held_is_dropped_by_its_successor_alone(engine: Any) -> None:
+    arena = made_for[id(engine)]
+    engine.store(1, chain(range(3)))
+    engine.store(2, chain(range(3)))
+    assert engine.wait(60)
+    arena.begin_epoch(mine := token(), takeover=True)
+    engine.drop([name(0)])
+    assert engine.wait(60)
+    assert arena.counts()["sealed"] == 3, "a fenced engine drops nothing"
+    writer = arena.attach_writer(shard=0, token=mine, namespace=0)
+    memory = Memory(random.Random(1))
+    successor = core.CopyEngine(writer, memory.layout, threads=2)
+    successor.drop([name(2)])
+    assert successor.wait(60)
+    assert {info.block_hash for info in arena.scan()} == {name(0), name(1)}
+    assert successor.close()
+
+
 def test_a_fenced_engine_stores_and_loads_nothing(engine: Any) -> None:
     arena = made_for[id(engine)]
     engine.store(1, chain(range(3)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 
 from dynamo_gpu_ft.kv.backed import BackedTier, Filled
@@ -165,6 +166,19 @@ def test_only_sealed_blocks_are_spilled() -> None:
         pass
     world.tier.poll()
     assert world.spilled == [hash_of(0), hash_of(1)]
+
+
+def test_a_tail_is_not_spilled() -> None:
+    world = World({})
+    *whole, last = chain(3)
+    world.tier.store(1, [*whole, dataclasses.replace(last, tail=True)])
+    while world.inner.step():
+        pass
+    world.tier.poll()
+    assert world.spilled == [hash_of(0), hash_of(1)]
+    world.tier.drop([last.block_hash])
+    assert world.tier.wait(1.0)
+    assert set(world.inner.blocks) == {hash_of(0), hash_of(1)}
 
 
 def test_closing_ends_every_filler_first() -> None:

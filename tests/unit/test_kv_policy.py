@@ -8,6 +8,7 @@ from dynamo_gpu_ft.kv import policy
 from dynamo_gpu_ft.kv.blocks import PendingStore, Usable, make_run
 from dynamo_gpu_ft.kv.policy import blocks_to_store, choose_drops, restorable_blocks
 from dynamo_gpu_ft.kv.restore import outcome, plan
+from dynamo_gpu_ft.kv.tail import Tail
 
 
 def wanted(**changes: object) -> range:
@@ -70,6 +71,16 @@ def test_of_open_requests_the_latest_blocks_go_first_so_that_prefixes_stay_whole
         PendingStore(2, "a", 1, (2,), 10, True, 2),
     ]
     assert choose_drops(jobs, incoming_bytes=10, limit_bytes=20) == [2]
+
+
+def test_tails_are_dropped_before_anything_else_and_oldest_first() -> None:
+    jobs = [
+        pending(1, 10, is_open=False),
+        PendingStore(2, "a", 3, (2,), 10, True, 2, Tail(b"t", 1)),
+        PendingStore(3, "b", 3, (3,), 10, True, 3, Tail(b"u", 1)),
+    ]
+    assert choose_drops(jobs, incoming_bytes=10, limit_bytes=30) == [2]
+    assert choose_drops(jobs, incoming_bytes=20, limit_bytes=20) == [2, 3, 1]
 
 
 sizes = st.lists(st.tuples(st.integers(1, 100), st.booleans()), max_size=20)

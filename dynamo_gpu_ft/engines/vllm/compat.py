@@ -59,6 +59,13 @@ def own_hashes(request: Any, block_tokens: int) -> list[bytes]:
     return [bytes(h) for h in request.block_hashes]
 
 
+def named_by_tokens(request: Any) -> bool:
+    """Whether its token ids say all about a request's KV. vLLM puts adapters, images, salts and embeddings into its names too."""
+    more = ("lora_request", "mm_features", "cache_salt")
+    plain = getattr(request, "prompt_embeds", None) is None  # a tensor has no truth value
+    return plain and not any(getattr(request, name, None) for name in more)
+
+
 class _Unhashed:
     """A request that has no block hashes yet: what vLLM's hasher needs to begin at its first token."""
 

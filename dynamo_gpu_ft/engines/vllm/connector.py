@@ -105,6 +105,7 @@ class GpuFtConnector(KVConnectorBase_V1):
             block_bytes=opened.slot_bytes,
             snapshot=config.snapshot,
             decode=config.snapshot_decode,
+            tail_every=config.tail_every,
             pin_ttl_s=config.pin_ttl_s,
             by_cost=config.restore_by_cost,
             names=compat.hashes_at(self._vllm_config, identity.block_size),

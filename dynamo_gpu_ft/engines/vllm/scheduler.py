@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dynamo_gpu_ft.engines.vllm import compat
 from dynamo_gpu_ft.engines.vllm.metadata import StepMetadata, WorkerReport
-from dynamo_gpu_ft.kv import policy, restore
+from dynamo_gpu_ft.kv import policy, restore, tail
 from dynamo_gpu_ft.kv.blocks import Pin, Run, Usable, make_run
 from dynamo_gpu_ft.kv.cost import Costs
 from dynamo_gpu_ft.kv.prefix import Names
@@ -31,7 +31,7 @@ _log = logging.getLogger("dynamo_gpu_ft.engines.vllm")
 
 
 class Reader(Protocol):
-    def usable(self, names: Names, limit: int) -> Usable: ...
+    def usable(self, names: Names, limit: int, tails: Iterable[tail.Tail] = ()) -> Usable: ...
 
 
 @dataclass(slots=True)
@@ -43,6 +43,10 @@ class _Tracked:
 
     request: Any
     stored: int = 0
+    tail: tuple[int, int] = (
+        0,
+        0,
+    )  # position and tokens of the tail asked for last; no tokens: none
     not_before: int = 0
 
 
@@ -57,6 +61,7 @@ class SchedulerHalf:
         block_bytes: int,
         snapshot: bool,
         decode: bool,
+        tail_every: int = 0,
         pin_ttl_s: float = 0.0,
         by_cost: bool = True,
         names: Callable[[Any, int], Sequence[bytes]] = compat.own_hashes,
@@ -65,6 +70,7 @@ class SchedulerHalf:
         self._names, self._by_cost = names, by_cost
         self._costs = Costs()
         self._snapshot, self._decode = snapshot, decode
+        self._tail_every = tail_every if snapshot and decode else 0
         self._tracked: dict[str, _Tracked] = {}
         self._plans: dict[str, restore.RestorePlan] = {}
         self._loads: list[Run] = []
@@ -85,9 +91,11 @@ class SchedulerHalf:
             block_size=self._block_size,
             hashed_blocks=len(request.block_hashes),
         )
-        if limit * self._block_size <= num_computed_tokens:
+        if limit * self._block_size <= num_computed_tokens and not self._tail_every:
             return 0, False
-        usable = self._reader.usable(lambda tokens: self._names(request, tokens), limit)
+        usable = self._reader.usable(
+            lambda tokens: self._names(request, tokens), limit, self._tails_behind(request, limit)
+        )
         plan = restore.plan(
             usable,
             local_tokens=num_computed_tokens,
@@ -102,7 +110,20 @@ class SchedulerHalf:
             self._plans.pop(request.request_id, None)
             return 0, False
         self._plans[request.request_id] = plan
-        return plan.count * self._block_size, True
+        return plan.tokens(self._block_size), True
+
+    def _tails_behind(self, request: Any, limit: int) -> Iterable[tail.Tail]:
+        """What may lie behind the first `limit` blocks of `request`."""
+        if not self._tail_every or not compat.named_by_tokens(request):
+            return ()
+        hashes, begin = request.block_hashes, limit * self._block_size
+        return tail.candidates(
+            bytes(hashes[limit - 1]) if limit else None,
+            request.all_token_ids[begin : begin + self._block_size],
+            whole=bytes(hashes[limit]) if len(hashes) > limit else None,
+            block_size=self._block_size,
+            every=self._tail_every,
+        )
 
     def allocated(self, request: Any, block_ids: Sequence[int], num_external_tokens: int) -> None:
         """vLLM has given `request` its blocks; loads what it took of the answer of `matched_tokens`."""
@@ -114,9 +135,16 @@ class SchedulerHalf:
             return
         count = min(plan.count, -(-num_external_tokens // self._block_size))
         ids = block_ids[plan.first : plan.first + count]
-        run = make_run(request_id, plan.first, ids, request.block_hashes)
+        names, last = list(request.block_hashes), plan.first + count - 1
+        covered = 0
+        if plan.tail is not None and count == plan.count and plan.tail.name not in names[last:]:
+            names[last:], covered = [plan.tail.name], plan.tail.tokens
+            tracked.tail = (last, covered)
+        run = make_run(request_id, plan.first, ids, names)
         self._loads.append(
-            dataclasses.replace(run, sources=plan.sources[:count], timeout_s=plan.timeout_s)
+            dataclasses.replace(
+                run, sources=plan.sources[:count], timeout_s=plan.timeout_s, tail=covered
+            )
         )
         self._loading.add(request_id)
 
@@ -137,8 +165,8 @@ class SchedulerHalf:
             if tracked is None or not self._snapshot or self._step < tracked.not_before:
                 continue
             run = self._run_to_store(tracked, scheduled, scheduler_output, manager)
-            if run is not None:
-                step.stores.append(run)
+            open_block = self._tail_to_store(tracked, scheduled, scheduler_output, manager)
+            step.stores += [order for order in (run, open_block) if order is not None]
         return step
 
     def pending_loads(self) -> list[Run]:
@@ -167,6 +195,30 @@ class SchedulerHalf:
             request.request_id, wanted.start, ids[wanted.start : wanted.stop], request.block_hashes
         )
 
+    def _tail_to_store(
+        self, tracked: _Tracked, scheduled: int, scheduler_output: Any, manager: Any
+    ) -> Run | None:
+        """The open block, when it has grown enough. Its parent must have been asked for, and its tokens say all about it."""
+        request = tracked.request
+        if not self._tail_every or not compat.named_by_tokens(request):
+            return None
+        position, tokens = due = tail.due(
+            known=request.num_tokens,
+            computed=request.num_computed_tokens + scheduled,
+            block_size=self._block_size,
+            every=self._tail_every,
+        )
+        if not tokens or position != tracked.stored or due <= tracked.tail:
+            return None
+        ids = compat.request_block_ids(scheduler_output, manager, request.request_id)
+        if ids is None or len(ids) <= position:
+            return None
+        tracked.tail = due
+        begin = position * self._block_size
+        parent = bytes(request.block_hashes[position - 1]) if position else None
+        name = tail.name_of(parent, request.all_token_ids[begin : begin + tokens])
+        return Run(request.request_id, position, (ids[position],), (name,), parent, tail=tokens)
+
     def reported(self, report: WorkerReport, finished_loads: Sequence[str]) -> None:
         """What the workers found: blocks to try again, loads that are over, what loading and computing cost."""
         self._loading.difference_update(finished_loads)
@@ -188,9 +240,10 @@ class SchedulerHalf:
         request_id = request.request_id
         self._plans.pop(request_id, None)
         tracked = self._tracked.pop(request_id, None)
-        if tracked is None or tracked.stored == 0:
+        if tracked is None or (tracked.stored == 0 and not tracked.tail[1]):
             return False
-        self._pin(request, tracked.stored)
+        if tracked.stored:
+            self._pin(request, tracked.stored)
         if request_id in self._loading:
             self._released.append(request_id)
             return False

@@ -193,8 +193,8 @@ class WorkerHalf:
         recorder.set("snapshot_lag_bytes", size)
         if stats.stored_bytes:
             recorder.add("snapshot_bytes_total", stats.stored_bytes)
-        if stats.loaded_blocks:
-            recorder.add("loaded_tokens_total", stats.loaded_blocks * self._block_size)
+        if loaded := stats.loaded_blocks * self._block_size + stats.loaded_tail_tokens:
+            recorder.add("loaded_tokens_total", loaded)
         for reason, count in stats.dropped.items():
             if reason in NOT_TRIED:
                 recorder.add("snapshot_dropped_blocks_total", count, reason=reason)
