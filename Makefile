@@ -9,7 +9,7 @@
 #   JSON=FILE                also write the result of `make demo` or `make bench` there
 #   NAMES="a b"              which benchmarks
 #   FUZZ_SECONDS=60          how long each target of `make fuzz` runs
-#   MARK="not gpu"           which tests (a pytest marker expression);  TESTS=tests  where from
+#   MARK="not gpu"           which tests (a pytest marker expression; default: without `long` ones);  TESTS=tests  where from
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -19,7 +19,7 @@ SHELL := /bin/bash
 VLLM ?= 0.31.0
 PYTHON ?= $(or $(shell command -v python3.11),python3.11)
 TORCH_INDEX ?= auto
-MARK ?= not gpu
+MARK ?= not gpu and not long
 TESTS ?= tests
 JSON ?=
 NAMES ?=
@@ -60,7 +60,7 @@ env: $(VENV)/.project ## make the environment only
 demo: $(VENV)/.project ## kill a real engine in mid-decode and watch its open streams go on
 	@$(PY) -m dynamo_gpu_ft demo $(if $(JSON),--json $(JSON))
 
-test: lint ## checks and all tests that need no GPU
+test: lint ## checks and the tests that need no GPU; MARK="not gpu" for the long ones too
 	@$(PY) -m pytest -m "$(MARK)" $(TESTS)
 
 lint: $(VENV)/.project ## ruff, mypy --strict

@@ -126,6 +126,7 @@ def test_the_namespace_says_where_each_element_of_the_engines_kv_lies(saved: Pat
     assert [part.order for part in layout.parts] == ["PHSDN", "PHSND"]
 
 
+@pytest.mark.long
 def test_a_pinned_requests_kv_outlives_a_crowd_and_the_engine(
     tiny_model: Path, tmp_path: Path, settings: Settings, expected: list[list[int]]
 ) -> None:

@@ -83,6 +83,7 @@ def test_a_disk_that_refuses_every_write_leaves_the_engine_serving_and_protected
     assert reply["cached"] == [WHOLE, WHOLE], "the arena has everything"
 
 
+@pytest.mark.long
 def test_a_smaller_arena_than_the_working_set_is_completed_from_disk(
     tiny_model: Path, tmp_path: Path, settings: Settings, expected: list[list[int]]
 ) -> None:
@@ -98,6 +99,7 @@ def test_a_smaller_arena_than_the_working_set_is_completed_from_disk(
     assert reply["cached"] == [WHOLE]
 
 
+@pytest.mark.long
 def test_a_folder_that_cannot_be_used_is_said_and_the_engine_serves(
     tiny_model: Path, tmp_path: Path, settings: Settings, expected: list[list[int]]
 ) -> None:

@@ -42,6 +42,7 @@ def test_kv_moves_between_block_sizes_and_numbers_of_ranks(
         assert reply["cached"] == [256, 256], "eight blocks of 32, of the heads of each rank"
 
 
+@pytest.mark.long
 def test_a_former_arena_is_removed_when_its_time_is_over(
     tiny_model: Path, tmp_path: Path, settings: Settings
 ) -> None:
@@ -55,6 +56,7 @@ def test_a_former_arena_is_removed_when_its_time_is_over(
     assert names == ["dynamo_gpu_ft-default.arena"]
 
 
+@pytest.mark.long
 def test_kv_of_two_ranks_comes_back_from_their_logs_for_one_rank_after_a_reboot(
     tiny_model: Path, tmp_path: Path, settings: Settings
 ) -> None:

@@ -136,6 +136,7 @@ def test_every_recovery_is_told_by_phase(seen: dict[str, Any]) -> None:
     assert [e["requests"] for e in recovered] == [3, 3, 3]
 
 
+@pytest.mark.long
 def test_two_tensor_parallel_ranks_are_recovered_from_both_ranks_kv(tiny_model: Path) -> None:
     folder = Path(tempfile.mkdtemp(prefix="gft-recovery-tp2-", dir="/dev/shm"))
     try:
@@ -153,7 +154,7 @@ def test_two_tensor_parallel_ranks_are_recovered_from_both_ranks_kv(tiny_model: 
     check_restored(seen, "engine_and_worker_killed", streams=3)
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.long)])
 def test_an_engine_that_comes_back_with_another_number_of_ranks_restores_the_kv_of_the_former(
     tiny_model: Path, before: int, after: int
 ) -> None:

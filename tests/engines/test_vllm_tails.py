@@ -88,6 +88,7 @@ def last_whole_blocks(folder: str) -> set[bytes]:
     return found
 
 
+@pytest.mark.long
 def test_a_tail_is_loaded_and_a_damaged_one_is_recomputed_with_its_block(
     tiny_model: Path, tmp_path: Path, settings: Callable[..., dict[str, Any]]
 ) -> None:
