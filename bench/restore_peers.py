@@ -10,6 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +42,7 @@ def python() -> str:
     return str(chosen)
 
 
-class Peer:
+class Peer(ABC):
     """One way to keep KV over a restart. `folder` is its own; the same before and after."""
 
     name = ""
@@ -57,12 +58,12 @@ class Peer:
         """What has to run while an engine does."""
         yield
 
-    def settle(self) -> None:
+    def settle(self) -> None:  # noqa: B027 - most have stored everything by the time they return
         """Returns when everything that was given to it is stored."""
 
+    @abstractmethod
     def spoil(self, chooser: random.Random) -> str:
         """Overwrites the stored KV with noise and says what was overwritten; names, sizes and file headers stay."""
-        raise NotImplementedError
 
 
 class Ours(Peer):

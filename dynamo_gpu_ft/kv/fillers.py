@@ -118,7 +118,7 @@ class ConvertFiller:
 
     def cancel(self, job_ids: Iterable[int]) -> None:
         with self._lock:
-            self._cancelled.update(job_ids)
+            self._cancelled.update(set(job_ids) - {done.job_id for done in self._done})
             if self._running is not None and self._running[0] in self._cancelled:
                 self._running[1].cancel()
 
