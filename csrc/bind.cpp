@@ -102,4 +102,5 @@ PYBIND11_MODULE(_core, module) {
   bind_relayout(module);
   bind_disk(module);
   bind_backing(module);
+  bind_watch(module);
 }

@@ -94,5 +94,6 @@ void bind_ledger(py::module_ &module);
 void bind_relayout(py::module_ &module);
 void bind_disk(py::module_ &module);
 void bind_backing(py::module_ &module);
+void bind_watch(py::module_ &module);
 
 }  // namespace bind

@@ -39,9 +39,13 @@ void after_fork_in_child() {
 
 uint64_t fork_generation() noexcept { return generation.load(std::memory_order_relaxed); }
 
-int open_guarded(const char *path, int flags, int mode) {
+void guard_forks() {
   static std::once_flag once;
   std::call_once(once, [] { pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child); });
+}
+
+int open_guarded(const char *path, int flags, int mode) {
+  guard_forks();
   std::lock_guard lock(guarded().mutex);
   int descriptor = open(path, flags | O_CLOEXEC, mode);
   if (descriptor >= 0) guarded().descriptors.push_back(descriptor);

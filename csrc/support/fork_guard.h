@@ -6,7 +6,9 @@
 
 namespace gft {
 
-// Grows by one in the child of every fork() after the first guarded descriptor. Async-signal-safe to read.
+// From now on the generation grows by one in the child of every fork(). Whoever compares generations calls it first.
+void guard_forks();
+// Async-signal-safe to read.
 uint64_t fork_generation() noexcept;
 
 // open() and close() for descriptors that children must not keep: a lock of an open file description would otherwise live

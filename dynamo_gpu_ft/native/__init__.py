@@ -38,6 +38,8 @@ class Core(Protocol):
     DiskEntry: type[_core.DiskEntry]
     Identity: type[_core.Identity]
     Backing: type[_core.Backing]
+    WatchQueue: type[_core.WatchQueue]
+    WatchRecord: type[_core.WatchRecord]
 
     def build_info(self) -> dict[str, str]: ...
     def link_of(self, identity: _core.Identity) -> bytes: ...

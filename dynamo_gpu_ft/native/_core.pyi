@@ -17,6 +17,8 @@ from dynamo_gpu_ft.native._device import device_plan as device_plan
 from dynamo_gpu_ft.native._disk import DiskEntry as DiskEntry
 from dynamo_gpu_ft.native._disk import DiskKey as DiskKey
 from dynamo_gpu_ft.native._disk import DiskLog as DiskLog
+from dynamo_gpu_ft.native._watch import WatchQueue as WatchQueue
+from dynamo_gpu_ft.native._watch import WatchRecord as WatchRecord
 
 class CoreError(RuntimeError):
     """`code` is the lower-case status name without prefix: "busy", "fenced", "no_space", "damaged", "mismatch", ..."""
