@@ -58,51 +58,21 @@ def digest_macros() -> list[tuple[str, str | None]]:
     return []
 
 
-# Libraries of the disk log, linked statically so that the extension needs none of them where it runs.
-OPTIONAL = {
-    "uring": ("GFT_HAVE_URING", "liburing.h", "io_uring_queue_init(1, nullptr, 0)"),
-    "zstd": ("GFT_HAVE_ZSTD", "zstd.h", "ZSTD_isError(0)"),
-    "lz4": ("GFT_HAVE_LZ4", "lz4.h", "LZ4_compressBound(1)"),
-}
-
-
-def links_statically(header: str, library: str, call: str) -> bool:
-    """Whether a shared object that calls into lib`library`.a can be made: header, archive and -fPIC all fit."""
-    compiler = os.environ.get("CXX", "g++").split()
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "probe.cpp"
-        source.write_text(
-            f"#include <{header}>\nlong probe() {{ return static_cast<long>({call}); }}\n"
-        )
-        command = [
-            *compiler,
-            "-std=c++20",
-            "-fPIC",
-            "-shared",
-            str(source),
-            "-o",
-            f"{folder}/probe.so",
-        ]
-        command += [f"-l:lib{library}.a", "-Wl,--no-undefined"]
-        try:
-            return (
-                subprocess.run(command, capture_output=True, check=False, timeout=60).returncode
-                == 0
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return False
-
-
 def optional_libraries() -> tuple[list[tuple[str, str | None]], list[str]]:
-    """Macros and link arguments of those that are there; DYN_GPU_FT_BUILD_WITHOUT="uring zstd lz4" leaves some out."""
-    unwanted = os.environ.get("DYN_GPU_FT_BUILD_WITHOUT", "").split()
-    macros: list[tuple[str, str | None]] = []
-    arguments = []
-    for name, (macro, header, call) in OPTIONAL.items():
-        if name not in unwanted and links_statically(header, name, call):
-            macros.append((macro, None))
-            arguments.append(f"-l:lib{name}.a")
-    return macros, arguments
+    """Macros and link arguments of the disk log's libraries that are there; csrc/libraries.sh says how it is found out."""
+    try:
+        done = subprocess.run(
+            ["sh", str(ROOT / "csrc" / "libraries.sh")],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=180,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return [], []
+    words = done.stdout.split()
+    macros: list[tuple[str, str | None]] = [(w[2:], None) for w in words if w.startswith("-D")]
+    return macros, [w for w in words if w.startswith("-l")]
 
 
 def version() -> str:
@@ -117,7 +87,7 @@ def core_extension() -> Extension:
     sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp"))
     headers = sorted(
         str(path.relative_to(ROOT))
-        for pattern in ("*.h", "*.inc")
+        for pattern in ("*.h", "*.inc", "*.sh")
         for path in (ROOT / "csrc").rglob(pattern)
     )
     macros, archives = optional_libraries()

@@ -1,30 +1,43 @@
 # The core without Python, for the C++ programs of the tests: one set of objects per variant, shared by every folder of programs.
-# Included with HERE (the folder), PROGRAMS (one .cpp each) and HEADERS set; gives $(OUT)/VARIANT-DIGEST/PROGRAM for each variant.
-#   DIGEST=crc32c   builds as on a machine without <xxhash.h>
-#   OUT=DIR         where objects and programs go
+# Included with HERE (the folder), PROGRAMS (one .cpp each) and HEADERS set; gives $(OUT)/VARIANT-$(WITH)/PROGRAM for each variant.
+#   DIGEST=crc32c                 builds as on a machine without <xxhash.h>
+#   WITHOUT="uring zstd lz4"      and as on one without these libraries; what there is is found as setup.py finds it
+#   OUT=DIR                       where objects and programs go
 
 ROOT := $(abspath $(dir $(lastword $(MAKEFILE_LIST)))/../..)
 OUT ?= $(ROOT)/build/programs
 CXX ?= g++
-DIGEST ?= $(if $(shell $(CXX) -include xxhash.h -x c++ -fsyntax-only /dev/null 2>&1),crc32c,xxh3_128)
+ifndef DIGEST
+DIGEST := $(if $(shell $(CXX) -include xxhash.h -x c++ -fsyntax-only /dev/null 2>&1),crc32c,xxh3_128)
+endif
+WITHOUT ?= $(DYN_GPU_FT_BUILD_WITHOUT)
+FOUND_LIBRARIES := $(shell CXX="$(CXX)" DYN_GPU_FT_BUILD_WITHOUT="$(WITHOUT)" sh $(ROOT)/csrc/libraries.sh)
+# What a program was built with, as a part of its folder's name: xxh3_128-uring-zstd-lz4
+EMPTY :=
+WITH := $(subst $(EMPTY) ,-,$(strip $(DIGEST) $(patsubst -l:lib%.a,%,$(filter -l%,$(FOUND_LIBRARIES)))))
 
 SOURCES := $(filter-out $(ROOT)/csrc/bind%,$(wildcard $(ROOT)/csrc/*.cpp $(ROOT)/csrc/*/*.cpp))
-COMMON := -std=c++20 -g1 -Wall -Wextra -Werror -pthread $(if $(filter xxh3_128,$(DIGEST)),-DGFT_HAVE_XXHASH)
-LIBRARIES := -ldl
+COMMON := -std=c++20 -g1 -Wall -Wextra -Werror -pthread $(if $(filter xxh3_128,$(DIGEST)),-DGFT_HAVE_XXHASH) \
+          $(filter -D%,$(FOUND_LIBRARIES))
+LIBRARIES := $(filter -l%,$(FOUND_LIBRARIES)) -ldl
 FLAGS_plain := -O2
 FLAGS_asan := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 FLAGS_tsan := -O1 -fsanitize=thread -Wno-tsan
 
-# Only the digests know how they were built; everything else is compiled once per variant.
-core = $(patsubst $(ROOT)/csrc/%.cpp,$(OUT)/$(1)/%.o,$(filter-out $(ROOT)/csrc/digest/%,$(SOURCES))) \
-       $(patsubst $(ROOT)/csrc/%.cpp,$(OUT)/$(or $(DIGESTS_OF_$(1)),$(1))-$(DIGEST)/%.o,$(filter $(ROOT)/csrc/digest/%,$(SOURCES)))
+# Only these know what they were built with; everything else is compiled once per variant.
+CHOSEN := $(filter $(ROOT)/csrc/digest/% $(ROOT)/csrc/disk/codec.cpp $(ROOT)/csrc/disk/io_uring.cpp,$(SOURCES))
+object = $(patsubst $(ROOT)/csrc/%.cpp,$(OUT)/$(1)/%.o,$(2))
+core = $(call object,$(1),$(filter-out $(CHOSEN),$(SOURCES))) \
+       $(call object,$(or $(DIGESTS_OF_$(1)),$(1))-$(WITH),$(filter $(ROOT)/csrc/digest/%,$(CHOSEN))) \
+       $(call object,$(1)-$(WITH),$(filter-out $(ROOT)/csrc/digest/%,$(CHOSEN)))
 
 # $(1) variant, $(2) compiler, $(3) flags for linking a program only, $(4) more sources of every program
 define variant
-$(OUT)/$(1)/%.o $(OUT)/$(1)-$(DIGEST)/%.o: $(ROOT)/csrc/%.cpp
+$(OUT)/$(1)/%.o $(OUT)/$(1)-$(WITH)/%.o: $(ROOT)/csrc/%.cpp
 	@mkdir -p $$(@D)
 	$(2) $(COMMON) $(FLAGS_$(1)) -MMD -c $$< -o $$@
-$(foreach p,$(PROGRAMS),$(OUT)/$(1)-$(DIGEST)/$(p)): $(OUT)/$(1)-$(DIGEST)/%: $(HERE)/%.cpp $(4) $(HEADERS) $(call core,$(1))
+$(foreach p,$(PROGRAMS),$(OUT)/$(1)-$(WITH)/$(p)): $(OUT)/$(1)-$(WITH)/%: $(HERE)/%.cpp $(4) $(HEADERS) $(call core,$(1))
+	@mkdir -p $$(@D)
 	$(2) $(COMMON) $(FLAGS_$(1)) $(3) $$(filter %.cpp %.o,$$^) $(LIBRARIES) -o $$@
 -include $(patsubst %.o,%.d,$(call core,$(1)))
 endef

@@ -1,5 +1,6 @@
-// A disk log under everything at once: appends, polls, finds, reads, drops and collection from many threads of the writer, and
-// a second handle that follows it as a reading process would. For ThreadSanitizer; also checks every byte that is handed out.
+// A disk log under everything at once: appends, polls, finds, reads, drops, collection and compression from many threads of the
+// writer, by io_uring where there is one, and a second handle that follows it by threads as a reading process would. For
+// ThreadSanitizer; also checks every byte that is handed out.
 #include <atomic>
 #include <chrono>
 #include <filesystem>
@@ -12,7 +13,7 @@ namespace {
 
 constexpr uint64_t kNames = 400, kLargest = 24'000, kSegment = 256 << 10;
 constexpr int kAppenders = 2, kReaders = 2;
-std::atomic<bool> over{false};
+std::atomic<bool> over{false}, appended{false};
 std::atomic<uint64_t> accepted{0}, settled{0}, stored{0}, right{0}, gone{0};
 
 // Everything about a block follows from its number.
@@ -24,6 +25,7 @@ struct Block {
   Block(uint64_t number, const uint8_t (&name_space)[16]) : name("block " + std::to_string(number)) {
     payload.resize(1 + number * 7919 % kLargest);
     fill_payload(name, payload.data(), payload.size());
+    if (number % 4) std::fill(payload.begin() + static_cast<ptrdiff_t>(payload.size() / 3), payload.end(), 0x5a);  // packs well
     std::memcpy(key.name_space, name_space, 16);
     std::memcpy(key.parent_link, name_space, 16);
     key.epoch = 1;
@@ -45,7 +47,7 @@ bool one_of(gft_status status, std::initializer_list<gft_status> allowed) {
 
 void append(gft_disk *log, const Blocks &blocks, uint64_t seed) {
   Random random{seed};
-  while (!over.load()) {
+  while (!appended.load()) {
     const Block &block = blocks[random.below(kNames)];
     gft_status status = gft_disk_append(log, &block.key, block.payload.data(), 1, 5);
     CHECK(one_of(status, {GFT_OK, GFT_PRESENT, GFT_NO_SPACE, GFT_TIMED_OUT}));
@@ -82,7 +84,7 @@ void read_one(gft_disk *log, const Block &block, Random &random) {
     CHECK(one_of(read.status, {GFT_OK, GFT_NOT_FOUND}));
     if (read.status == GFT_OK) CHECK(std::memcmp(got.data(), block.payload.data() + from, got.size()) == 0);
     (read.status == GFT_OK ? right : gone).fetch_add(1);
-    if (random.below(50) == 0) CHECK(gft_disk_drop(log, &entry) == GFT_OK);
+    if (!appended.load() && random.below(50) == 0) CHECK(gft_disk_drop(log, &entry) == GFT_OK);
   }
 }
 
@@ -100,6 +102,31 @@ void read_along(gft_disk *log, const Blocks &blocks, uint64_t seed, bool follows
   }
 }
 
+double number_of(gft_disk *log, const char *name) {
+  struct Wanted {
+    const char *name;
+    double value = -1;
+  } wanted{name};
+  CHECK(gft_disk_get_stats(
+            log,
+            [](void *to, const gft_disk_stats *stats) {
+              auto &wanted = *static_cast<Wanted *>(to);
+              for (size_t i = 0; i < stats->count; ++i)
+                if (!std::strcmp(gft_disk_number_name(i), wanted.name)) wanted.value = stats->numbers[i];
+            },
+            &wanted) == GFT_OK);
+  CHECK(wanted.value >= 0);
+  return wanted.value;
+}
+
+// One of the codecs that this build has; 0 when it has none.
+uint32_t a_codec(uint64_t seed) {
+  uint32_t first = 1 + seed % 2;
+  for (uint32_t codec : {first, 3 - first})
+    if (std::strcmp(gft_disk_codec_version(codec), "absent")) return codec;
+  return 0;
+}
+
 }  // namespace
 
 int main(int argc, char **argv) {
@@ -114,10 +141,13 @@ int main(int argc, char **argv) {
   options.staging_bytes = 128 << 10;
   options.group_bytes = 64 << 10;
   options.window_ms = 2;
+  options.idle_ms = 1;
+  options.compress = a_codec(seed);
   gft_disk *log = nullptr, *second = nullptr;
   CHECK(gft_disk_open(folder.c_str(), &options, 0, &log) == GFT_OK);
   uint8_t name_space[16];
   CHECK(gft_disk_add_namespace(log, bytes_of("a model"), name_space) == GFT_OK);
+  options.backend = 2;
   CHECK(gft_disk_open(folder.c_str(), &options, 1, &second) == GFT_OK);
   Blocks blocks;
   for (uint64_t i = 0; i < kNames; ++i) blocks.emplace_back(i, name_space);
@@ -132,20 +162,21 @@ int main(int argc, char **argv) {
     CHECK(gft_disk_flush(log, 0.01, &done) == GFT_OK);
     poll(log);
   }
-  over.store(true);
-  for (auto &thread : threads) thread.join();
+  appended.store(true);
   int done = 0;
   CHECK(gft_disk_flush(log, 60, &done) == GFT_OK && done);
+  // Compression begins when appends rest; reads go on under it, and over what it leaves.
+  for (until = std::chrono::steady_clock::now() + std::chrono::seconds(60); options.compress;) {
+    if (number_of(log, "compressed") > 0) break;
+    CHECK(std::chrono::steady_clock::now() < until);
+    std::this_thread::yield();
+  }
+  for (uint64_t more = right.load() + 200; right.load() < more;) std::this_thread::yield();
+  over.store(true);
+  for (auto &thread : threads) thread.join();
   poll(log);
   CHECK(settled.load() == accepted.load() && stored.load() > 0 && right.load() > 0);
-  double collected = 0;
-  CHECK(gft_disk_get_stats(
-            log,
-            [](void *to, const gft_disk_stats *stats) {
-              for (size_t i = 0; i < stats->count; ++i)
-                if (!std::strcmp(gft_disk_number_name(i), "collected")) *static_cast<double *>(to) = stats->numbers[i];
-            },
-            &collected) == GFT_OK);
+  double collected = number_of(log, "collected"), compressed = number_of(log, "compressed");
   CHECK(collected > 0);
   CHECK(gft_disk_close(log, 60, &done) == GFT_OK && done);
   gft_disk_free(log);
@@ -159,6 +190,7 @@ int main(int argc, char **argv) {
   CHECK(right.load() > before);
   gft_disk_free(log);
   std::filesystem::remove_all(folder);
-  std::printf("disk: ok, %llu stored, %llu read right, %llu gone, %.0f segments collected\n", (unsigned long long)stored.load(),
-              (unsigned long long)right.load(), (unsigned long long)gone.load(), collected);
+  std::printf("disk: ok, %llu stored, %llu read right, %llu gone, %.0f segments collected, %.0f records compressed by %s\n",
+              (unsigned long long)stored.load(), (unsigned long long)right.load(), (unsigned long long)gone.load(), collected,
+              compressed, options.compress == 1 ? "zstd" : options.compress == 2 ? "lz4" : "nothing");
 }
