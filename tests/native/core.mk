@@ -24,16 +24,16 @@ FLAGS_plain := -O2
 FLAGS_asan := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 FLAGS_tsan := -O1 -fsanitize=thread -Wno-tsan
 
-# Only these know what they were built with; everything else is compiled once per variant.
+# Only these know what they were built with; everything else is compiled once per variant. In objects/, beside programs.
 CHOSEN := $(filter $(ROOT)/csrc/digest/% $(ROOT)/csrc/disk/codec.cpp $(ROOT)/csrc/disk/io_uring.cpp,$(SOURCES))
 object = $(patsubst $(ROOT)/csrc/%.cpp,$(OUT)/$(1)/%.o,$(2))
 core = $(call object,$(1),$(filter-out $(CHOSEN),$(SOURCES))) \
-       $(call object,$(or $(DIGESTS_OF_$(1)),$(1))-$(WITH),$(filter $(ROOT)/csrc/digest/%,$(CHOSEN))) \
-       $(call object,$(1)-$(WITH),$(filter-out $(ROOT)/csrc/digest/%,$(CHOSEN)))
+       $(call object,$(or $(DIGESTS_OF_$(1)),$(1))-$(WITH)/objects,$(filter $(ROOT)/csrc/digest/%,$(CHOSEN))) \
+       $(call object,$(1)-$(WITH)/objects,$(filter-out $(ROOT)/csrc/digest/%,$(CHOSEN)))
 
 # $(1) variant, $(2) compiler, $(3) flags for linking a program only, $(4) more sources of every program
 define variant
-$(OUT)/$(1)/%.o $(OUT)/$(1)-$(WITH)/%.o: $(ROOT)/csrc/%.cpp
+$(OUT)/$(1)/%.o $(OUT)/$(1)-$(WITH)/objects/%.o: $(ROOT)/csrc/%.cpp
 	@mkdir -p $$(@D)
 	$(2) $(COMMON) $(FLAGS_$(1)) -MMD -c $$< -o $$@
 $(foreach p,$(PROGRAMS),$(OUT)/$(1)-$(WITH)/$(p)): $(OUT)/$(1)-$(WITH)/%: $(HERE)/%.cpp $(4) $(HEADERS) $(call core,$(1))
