@@ -103,4 +103,5 @@ PYBIND11_MODULE(_core, module) {
   bind_disk(module);
   bind_backing(module);
   bind_watch(module);
+  bind_beats(module);
 }

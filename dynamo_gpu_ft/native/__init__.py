@@ -39,6 +39,9 @@ class Core(Protocol):
     Identity: type[_core.Identity]
     Backing: type[_core.Backing]
     WatchQueue: type[_core.WatchQueue]
+    Beat: type[_core.Beat]
+    HangWatch: type[_core.HangWatch]
+    HangJudge: type[_core.HangJudge]
     WatchRecord: type[_core.WatchRecord]
 
     def build_info(self) -> dict[str, str]: ...

@@ -10,6 +10,9 @@ from typing import Final
 from dynamo_gpu_ft.native._backing import Backing as Backing
 from dynamo_gpu_ft.native._backing import Fetched as Fetched
 from dynamo_gpu_ft.native._backing import backed_prefix as backed_prefix
+from dynamo_gpu_ft.native._beats import Beat as Beat
+from dynamo_gpu_ft.native._beats import HangJudge as HangJudge
+from dynamo_gpu_ft.native._beats import HangWatch as HangWatch
 from dynamo_gpu_ft.native._device import Device as Device
 from dynamo_gpu_ft.native._device import DeviceEngine as DeviceEngine
 from dynamo_gpu_ft.native._device import device_pace as device_pace

@@ -15,7 +15,14 @@ from door import core
 
 STUBS = [
     ast.parse(Path(core.__file__).with_name(name).read_text())
-    for name in ("_core.pyi", "_backing.pyi", "_device.pyi", "_disk.pyi", "_watch.pyi")
+    for name in (
+        "_core.pyi",
+        "_backing.pyi",
+        "_device.pyi",
+        "_disk.pyi",
+        "_watch.pyi",
+        "_beats.pyi",
+    )
 ]
 NODES = [node for stub in STUBS for node in stub.body]
 CLASSES = {node.name: node for node in NODES if isinstance(node, ast.ClassDef)}
