@@ -1,12 +1,32 @@
 // Fuzz target: the folder of a disk log as it is found at opening: recovery of whole segment files, superblocks, summaries,
-// locks. An input changes, cuts, removes or exchanges files, with checksums that fit or not; then a reader, and sometimes a
-// writer, opens it.
+// locks, records that are compressed. An input changes, cuts, removes or exchanges files, with checksums and chunk digests that
+// fit or not; then a reader, and sometimes a writer, opens it.
 #include "../attacks/mass/disk_world.h"
 #include "arena_image.h"
 
 using namespace fuzz;
 
 namespace {
+
+// What is stored behind a header, or the header, under digests that fit: what a codec has to cope with.
+void change_record(mass::DiskWorld &world, Input &input) {
+  const mass::RecordAt &record = world.records[input.take<uint8_t>() % world.records.size()];
+  uint8_t kind = input.take<uint8_t>();
+  auto &segment = world.bytes(record.file);
+  if (segment.size() < record.offset + mass::kDiskPage + record.stored) return;  // cut before
+  if (kind & 1) {
+    static constexpr size_t fields[][2] = {{14, 2}, {128, 8}, {136, 8}, {48, 8}, {12, 2}, {144, 8}, {232, 8}, {112, 8}};
+    const auto &field = fields[kind >> 1 & 7];
+    uint64_t value = kind & 16 ? input.take<uint64_t>() : input.take<uint16_t>();
+    std::memcpy(segment.data() + record.offset + field[0], &value, field[1]);
+  } else {
+    size_t at = input.take<uint16_t>() % record.stored;
+    auto fresh = input.bytes(std::min<size_t>(kind >> 1 & 31, record.stored - at));
+    if (!fresh.empty()) std::memcpy(segment.data() + record.offset + mass::kDiskPage + at, fresh.data(), fresh.size());
+  }
+  if (kind & 64) world.remove("sum" + record.file.substr(3));  // so that the header alone speaks
+  mass::fix_record(segment, record.offset);
+}
 
 void change(mass::DiskWorld &world, Input &input) {
   std::vector<std::string> names;
@@ -71,7 +91,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
   world.restore();
   Input input(bytes, size);
   uint8_t how = input.take<uint8_t>();
-  for (int i = 0; i < 10 && !input.empty(); ++i) change(world, input);
+  for (int i = 0; i < 10 && !input.empty(); ++i) (input.take<uint8_t>() % 3 ? change : change_record)(world, input);
   world.write_too = how % 8 == 0;
   Random random{how};
   (void)world.judge(random);

@@ -1,9 +1,10 @@
 // Fuzz target: every parser of the disk log as a pure function: superblock, segment header, record header, commit page,
-// summary. An input patches sound bytes, with a checksum that fits or not, or is the bytes themselves; what is accepted
+// summary, and what unpacks a compressed record. An input patches sound bytes, with a checksum that fits or not, or is the bytes themselves; what is accepted
 // keeps its promises.
 #include "../../csrc/disk/parse.h"
 
 #include "../../csrc/digest/crc32c.h"
+#include "../../csrc/disk/codec.h"
 #include "arena_image.h"
 
 using namespace fuzz;
@@ -28,13 +29,25 @@ Key key_of(uint64_t position, uint64_t bytes) {
   return key;
 }
 
+constexpr size_t kUnpacked = 3000;
+const std::vector<uint8_t> &payload() {
+  static const auto bytes = [] {
+    std::vector<uint8_t> out(kUnpacked, 4);
+    fill_payload("what does not pack", out.data(), 200);
+    for (size_t i = 700; i < 1500; ++i) out[i] = out[i - 650];
+    for (size_t i = 1500; i < 2200; ++i) out[i] = static_cast<uint8_t>("some of the letters"[i * i % 19]);
+    return out;
+  }();
+  return bytes;
+}
+
 struct Sound {
   Id log{};
   std::vector<std::vector<uint8_t>> images;  // by parser
 
   Sound() {
     log.fill(5);
-    images.resize(6);
+    images.resize(8);
     images[0] = build_super({log, 2, 9, {{kSegment, 0, 0}, {kSegment + 1, 8192, 1}, {kSegment + 2, 4096, 0}}});
     std::vector<uint8_t> page(kPage), stored(9000, 1);
     build_segment_header(log, kSegment, kLimit, digest().name, page.data());
@@ -62,6 +75,11 @@ struct Sound {
       summary.entries.push_back(entry);
     }
     images[5] = build_summary(log, kSegment, summary);
+    for (Codec codec : {Codec::zstd, Codec::lz4}) {  // without the library: nothing, and the input's own bytes are all there is
+      auto &image = images[5 + static_cast<size_t>(codec)];
+      image.resize(kUnpacked);
+      image.resize(pack(codec, payload().data(), kUnpacked, image.data(), image.size()));
+    }
   }
 };
 
@@ -116,6 +134,25 @@ void parse(const std::vector<uint8_t> &data, size_t which, const Id &log) {
   }
 }
 
+// The libraries come ready-made, unseen by the sanitizers: guards before and behind show what is written outside, and what is
+// accepted may not depend on what was there before.
+std::vector<uint8_t> unpacked(Codec codec, const std::vector<uint8_t> &data, size_t room, uint8_t fill) {
+  constexpr size_t kGuard = 4096;
+  std::vector<uint8_t> memory(kGuard + room + kGuard, fill);
+  bool whole = unpack(codec, data.data(), data.size(), memory.data() + kGuard, room);
+  auto untouched = [&](const uint8_t *from) { return std::all_of(from, from + kGuard, [=](uint8_t b) { return b == fill; }); };
+  CHECK(untouched(memory.data()) && untouched(memory.data() + kGuard + room));
+  if (!whole) return {};
+  return {memory.begin() + kGuard, memory.end() - kGuard};
+}
+
+void unpack_both(const std::vector<uint8_t> &data, size_t which, size_t room, bool sound) {
+  auto codec = static_cast<Codec>(which - 5);
+  std::vector<uint8_t> once = unpacked(codec, data, room, 0), twice = unpacked(codec, data, room, 0xa5);
+  CHECK(once == twice);
+  if (sound && room == kUnpacked && have_codec(codec)) CHECK(once == payload());
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
@@ -127,8 +164,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
   if (how & 64) {
     auto raw = input.bytes(size);
     data.assign(raw.begin(), raw.end());
-    if (which != 0 && which != 5) data.resize(kPage);
+    if (which > 0 && which < 5) data.resize(kPage);
   }
+  size_t room = which > 5 && how & 8 ? input.take<uint16_t>() : kUnpacked;
   for (int i = 0; i < 12 && !input.empty() && !data.empty(); ++i) {
     uint8_t kind = input.take<uint8_t>();
     size_t at = input.take<uint16_t>() % data.size();
@@ -148,6 +186,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
                    std::min<size_t>({input.take<uint8_t>(), data.size() - at, data.size() - from}));
     }
   }
+  if (which > 5) return unpack_both(data, which, room, data == sound.images[which]), 0;
   if (how & 128) fit(data, which);
   parse(data, which, sound.log);
   return 0;

@@ -44,6 +44,12 @@ int main(int argc, char **argv) {
     for (;;)
       if (const RecordAt &at = w.records[r.below(w.records.size())]; at.block || !block) return at;
   };
+  // Without a codec in this build there is none, and any will do.
+  auto packed = [&](Random &r) -> const RecordAt & {
+    bool some = std::any_of(w.records.begin(), w.records.end(), [](const RecordAt &at) { return at.codec != 0; });
+    for (;;)
+      if (const RecordAt &at = record(r); at.codec || !some) return at;
+  };
   auto page = [&](const RecordAt &at) { return w.bytes(at.file).data() + at.offset; };
   auto pages = [](const RecordAt &at) { return kDiskPage + (at.stored + kDiskPage - 1) / kDiskPage * kDiskPage; };
   auto flip = [](Random &r, uint8_t *at, uint64_t bytes) { at[r.below(bytes)] ^= static_cast<uint8_t>(1u << r.below(8)); };
@@ -251,10 +257,31 @@ int main(int argc, char **argv) {
       {"disk_chunks_of_another",
        [&](Random &r) {  // a piece of another block with its digest, under a checksum that fits
          auto [a, b] = two(r);
-         uint64_t whole = a.stored / kDiskPage, i = r.below(whole);
+         uint64_t whole = a.stored / kDiskPage, i = whole ? r.below(whole) : 0;
          std::memcpy(page(a) + kDiskPage * (i + 1), page(b) + kDiskPage * (i + 1), kDiskPage);
          std::memcpy(page(a) + 240 + 16 * i, page(b) + 240 + 16 * i, 16);
          fix_page(page(a));
+       }},
+      {"disk_lying_packed",
+       [&](Random &r) {  // the bytes to unpack lie under digests and checksums that fit
+         const RecordAt &at = packed(r);
+         uint8_t *stored = page(at) + kDiskPage;
+         for (uint64_t n = 1 + r.below(4); n > 0; --n) {
+           uint64_t from = r.below(4) ? r.below(std::min<uint64_t>(at.stored, 24)) : r.below(at.stored);
+           stored[from] = r.below(2) ? static_cast<uint8_t>(r()) : static_cast<uint8_t>(r.below(2) ? 0xff : 0);
+         }
+         if (r.below(4) == 0) set(page(at) + 136, 1 + r.below(at.stored), 8), without_summaries();
+         fix_record(w.bytes(at.file), at.offset);
+       }},
+      {"disk_lying_codec",
+       [&](Random &r) {  // another codec, or another length to unpack to, likewise
+         const RecordAt &at = r.below(4) ? packed(r) : record(r);
+         if (r.below(2))
+           set(page(at) + 14, r.below(4), 2);
+         else
+           set(page(at) + 128, r.below(2) ? hostile(r) : at.stored + r.below(60000), 8);
+         without_summaries();
+         fix_record(w.bytes(at.file), at.offset);
        }},
       {"disk_lying_commit",
        [&](Random &r) {  // under a checksum that fits

@@ -6,8 +6,7 @@
 
 #include <filesystem>
 #include <fstream>
-
-#include "crc32c.h"
+#include <thread>
 
 namespace mass {
 namespace {
@@ -30,25 +29,25 @@ gft_disk_options options() {
   return out;
 }
 
+double compressed(gft_disk *log) {
+  double out = 0;
+  CHECK(gft_disk_get_stats(
+            log,
+            [](void *to, const gft_disk_stats *stats) {
+              for (size_t i = 0; i < stats->count; ++i)
+                if (std::strcmp(gft_disk_number_name(i), "compressed") == 0) *static_cast<double *>(to) = stats->numbers[i];
+            },
+            &out) == GFT_OK);
+  return out;
+}
+
+void close(gft_disk *log) {
+  int done = 0;
+  CHECK(gft_disk_close(log, 20, &done) == GFT_OK && done);
+  gft_disk_free(log);
+}
+
 }  // namespace
-
-void fix_page(uint8_t *page) {
-  uint32_t crc = crc32c(page, kDiskPage - 4);
-  std::memcpy(page + kDiskPage - 4, &crc, 4);
-}
-
-void fix_whole(std::vector<uint8_t> &file) {
-  if (file.size() < 16) return;
-  size_t bytes = file.size();
-  uint64_t segments = 0;
-  if (std::memcmp(file.data(), "GFTSUPER", 8) == 0 && bytes >= 56) {
-    std::memcpy(&segments, file.data() + 48, 8);
-    if (segments <= (bytes - 56) / 24) bytes = 56 + segments * 24;
-  }
-  std::memset(file.data() + 12, 0, 4);
-  uint32_t crc = crc32c(file.data(), bytes);
-  std::memcpy(file.data() + 12, &crc, 4);
-}
 
 DiskWorld::DiskWorld() {
   folder_ = (access("/dev/shm", W_OK) == 0 ? "/dev/shm/gft-disk-" : "/tmp/gft-disk-") + std::to_string(getpid());
@@ -57,9 +56,9 @@ DiskWorld::DiskWorld() {
   fs::remove_all(other);
   fill(folder_, 1);
   earlier = read_files(folder_);
-  fill(folder_, 2);
+  fill_all(folder_);
   fill(other, 1);
-  fill(other, 2);
+  fill_all(other);
   foreign = read_files(other);
   fs::remove_all(other);
   for (auto &[name, data] : read_files(folder_)) files[name] = {data, data};
@@ -83,39 +82,63 @@ gft_disk *DiskWorld::open(bool read_only) const {
   return log;
 }
 
+void DiskWorld::append_chain(gft_disk *log, const std::string &model, uint64_t blocks, int version, bool packs) {
+  Id name_space;
+  CHECK(gft_disk_add_namespace(log, bytes_of(model), name_space.data()) == GFT_OK);
+  Id parent = name_space;
+  for (uint64_t i = 0; i < blocks; ++i) {
+    Sealed block{};
+    std::string hash = "block " + std::to_string(i);
+    auto &payload = block.payload;
+    payload.resize(i % 3 == 2 ? 20000 : packs ? 9000 : 5000);
+    fill_payload(model + hash + std::to_string(version), payload.data(), payload.size());
+    if (packs) std::fill(payload.begin() + static_cast<ptrdiff_t>(payload.size() / 4), payload.end(), uint8_t{7});
+    gft_disk_key &key = block.key;
+    std::memcpy(key.name_space, name_space.data(), 16);
+    std::memcpy(key.parent_link, parent.data(), 16);
+    key.position = i;
+    key.epoch = static_cast<uint64_t>(version);
+    key.payload_bytes = payload.size();
+    key.hash_bytes = static_cast<uint32_t>(hash.size());
+    std::memcpy(key.hash, hash.data(), hash.size());
+    gft_disk_seal(&key, payload.data());
+    parent = id_of(key.link);
+    CHECK(gft_disk_append(log, &key, payload.data(), i + 1, 20) == GFT_OK);
+    truth_[parent] = block;
+  }
+  int done = 0;
+  CHECK(gft_disk_flush(log, 20, &done) == GFT_OK && done);
+}
+
 void DiskWorld::fill(const std::string &folder, int version) {
   gft_disk_options with = options();
   gft_disk *log = nullptr;
   CHECK(gft_disk_open(folder.c_str(), &with, 0, &log) == GFT_OK);
-  uint64_t ticket = 0;
-  for (const char *model : {"model A", "model B"}) {
-    Id name_space;
-    CHECK(gft_disk_add_namespace(log, bytes_of(model), name_space.data()) == GFT_OK);
-    Id parent = name_space;
-    for (uint64_t i = 0; i < (std::strcmp(model, "model A") == 0 ? 6u : 3u); ++i) {
-      Sealed block{};
-      std::string hash = "block " + std::to_string(i);
-      block.payload.resize(i % 3 == 2 ? 20000 : 5000);
-      fill_payload(std::string(model) + hash + std::to_string(version), block.payload.data(), block.payload.size());
-      gft_disk_key &key = block.key;
-      std::memcpy(key.name_space, name_space.data(), 16);
-      std::memcpy(key.parent_link, parent.data(), 16);
-      key.position = i;
-      key.epoch = static_cast<uint64_t>(version);
-      key.payload_bytes = block.payload.size();
-      key.hash_bytes = static_cast<uint32_t>(hash.size());
-      std::memcpy(key.hash, hash.data(), hash.size());
-      gft_disk_seal(&key, block.payload.data());
-      parent = id_of(key.link);
-      CHECK(gft_disk_append(log, &key, block.payload.data(), ++ticket, 20) == GFT_OK);
-      truth_[parent] = block;
-    }
-    int done = 0;
-    CHECK(gft_disk_flush(log, 20, &done) == GFT_OK && done);
-  }
-  int done = 0;
-  CHECK(gft_disk_close(log, 20, &done) == GFT_OK && done);
-  gft_disk_free(log);
+  append_chain(log, "model A", 6, version, false);
+  append_chain(log, "model B", 3, version, false);
+  close(log);
+}
+
+// The first term writes the blocks; the second finds their segment at its end and compresses it.
+void DiskWorld::fill_packed(const std::string &folder, uint32_t codec) {
+  constexpr double kBlocks = 4;
+  gft_disk_options with = options();
+  gft_disk *log = nullptr;
+  CHECK(gft_disk_open(folder.c_str(), &with, 0, &log) == GFT_OK);
+  double before = compressed(log);
+  append_chain(log, std::string("model ") + static_cast<char>('B' + codec), static_cast<uint64_t>(kBlocks), 2, true);
+  close(log);
+  with.compress = codec;
+  with.idle_ms = 0;
+  CHECK(gft_disk_open(folder.c_str(), &with, 0, &log) == GFT_OK);
+  for (double until = seconds() + 60; compressed(log) < before + kBlocks; std::this_thread::yield()) CHECK(seconds() < until);
+  close(log);
+}
+
+void DiskWorld::fill_all(const std::string &folder) {
+  fill(folder, 2);
+  for (uint32_t codec : {1, 2})
+    if (std::strcmp(gft_disk_codec_version(codec), "absent") != 0) fill_packed(folder, codec);
 }
 
 std::map<std::string, std::vector<uint8_t>> DiskWorld::read_files(const std::string &folder) {
@@ -135,10 +158,11 @@ void DiskWorld::find_records() {
       if (std::memcmp(page, "GFTCOMIT", 8) == 0) commits.push_back({name, at});
       if (std::memcmp(page, "GFTRECRD", 8) != 0) continue;
       uint64_t stored;
-      uint16_t kind;
+      uint16_t kind, codec;
       std::memcpy(&stored, page + 136, 8);
       std::memcpy(&kind, page + 12, 2);
-      records.push_back({name, at, stored, kind == 1});
+      std::memcpy(&codec, page + 14, 2);
+      records.push_back({name, at, stored, kind == 1, codec});
       at += (stored + kDiskPage - 1) / kDiskPage * kDiskPage;
     }
   }

@@ -1,17 +1,17 @@
-// A disk log of one shard, written in two terms: three chains over two namespaces, in epoch 1 and again in epoch 2, small
-// and large. Faults change its files; the judge opens it as a reader does, reads everything in whole and in parts, and
+// A disk log of one shard: two chains of two namespaces, small and large, in epoch 1 and again in epoch 2, and one more for each
+// codec of this build, compressed. Faults change its files; the judge opens it as a reader does, reads everything in whole and in parts, and
 // compares.
 #pragma once
 
 #include <array>
 
 #include "../../../csrc/gft_disk.h"
+#include "disk_fix.h"
 #include "run.h"
 
 namespace mass {
 
 using Id = std::array<uint8_t, 16>;
-inline constexpr uint64_t kDiskPage = 4096;
 
 struct Sealed {
   gft_disk_key key;
@@ -26,6 +26,7 @@ struct RecordAt {
   std::string file;
   uint64_t offset, stored;
   bool block;
+  uint16_t codec;
 };
 
 class DiskWorld {
@@ -51,6 +52,9 @@ class DiskWorld {
  private:
   void write();  // puts down what was changed
   void fill(const std::string &folder, int version);
+  void fill_packed(const std::string &folder, uint32_t codec);
+  void fill_all(const std::string &folder);  // all terms but the first
+  void append_chain(gft_disk *log, const std::string &model, uint64_t blocks, int version, bool packs);
   static std::map<std::string, std::vector<uint8_t>> read_files(const std::string &folder);
   void find_records();
   gft_disk *open(bool read_only) const;
@@ -64,9 +68,5 @@ class DiskWorld {
   gft_disk *reader_ = nullptr;  // open since before the fault
   uint64_t seen_ = 0, untouched_ = 0, restored_ = 0;
 };
-
-// Checksums made to fit, as a liar with a CRC would: of a page of a segment, and of a superblock or summary.
-void fix_page(uint8_t *page);
-void fix_whole(std::vector<uint8_t> &file);
 
 }  // namespace mass
