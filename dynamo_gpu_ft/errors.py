@@ -68,6 +68,10 @@ class PortableError(GpuFtError):
     """A folder of exported KV blocks is incomplete, contradicts itself or was changed; nothing of it was used."""
 
 
+class HealthError(GpuFtError):
+    """A source of health readings cannot be set up; what it would have seen stays unknown."""
+
+
 class RecoveryFailed(GpuFtError):
     """A recovery ended in FAILED: its reason, after every allowed restart; open requests get this error."""
 

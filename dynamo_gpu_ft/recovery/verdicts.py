@@ -1,0 +1,51 @@
+"""What an incident asks of the engine it concerns: nothing, a restart, or a restart elsewhere. Pure, told once per severity.
+
+`Verdicts.weigh` is called for every version of every incident; the engine adapter carries the sentence out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dynamo_gpu_ft.health.incidents import Incident, Unusable
+from dynamo_gpu_ft.topology import Device
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """The running engine must end. `fence`: devices that the next one must not use."""
+
+    reason: str
+    fence: tuple[Device, ...] = ()
+
+
+@dataclass
+class Verdicts:
+    """Remembers up to which severity each incident has been answered, so that more evidence of one fault costs one restart."""
+
+    answered: dict[str, int] = field(default_factory=dict)
+
+    def weigh(self, incident: Incident, *, started: float) -> Sentence | None:
+        """`started`: monotonic second at which the running engine began to start.
+
+        A dead context that was noticed before that died with the former engine; a broken GPU, link or node did not."""
+        severity = incident.verdict.unusable.severity
+        if incident.cleared or incident.verdict.unusable is Unusable.NOTHING:
+            return None
+        concerns = bool(incident.shards) or incident.verdict.unusable is Unusable.NODE
+        if not concerns or self.answered.get(incident.id, 0) >= severity:
+            return None
+        if incident.verdict.unusable is Unusable.CONTEXT and incident.updated < started:
+            return None
+        self.answered[incident.id] = severity
+        while len(self.answered) > 10_000:
+            del self.answered[next(iter(self.answered))]
+        fence: tuple[Device, ...] = ()
+        if incident.verdict.unusable is Unusable.GPU:
+            fence = tuple(device for device in incident.devices if device.kind == "gpu")
+        elif incident.verdict.unusable is Unusable.NODE:
+            fence = (Device(kind="node"),)
+        where = ", ".join(str(device) for device in incident.devices if device.known) or "?"
+        shards = ", ".join(str(shard) for shard in incident.shards)
+        of = f" (shard {shards})" if shards else ""
+        return Sentence(f"{incident.name} on {where}{of}: {incident.verdict.reason}", fence)
