@@ -48,6 +48,10 @@ COMMANDS = {
         "a folder that export wrote into an arena; every digest and link is verified before anything is sealed",
         "dynamo_gpu_ft.cli.import_kv",
     ),
+    "explain": Command(
+        "what a fault code means and what is done about it: explain xid 79, explain cuda 700",
+        "dynamo_gpu_ft.cli.explain",
+    ),
     "serve": Command(
         "vLLM's own OpenAI server on a resilient engine: serve MODEL [vLLM's own flags]",
         "dynamo_gpu_ft.engines.vllm.serve",

@@ -95,7 +95,7 @@ def xid(
     elif class_name == "RECOVERY_ACTION":
         action = _new_action(facts)
         if action is not None:
-            class_name, detail = action.class_name, action.meaning
+            class_name = action.class_name
             certain = certain and action.known
             title = f"{title} to {action.title}"
     elif class_name == "WORKFLOW_UVM" and facts.get("uvm", "") == "no":
@@ -186,10 +186,11 @@ def _by_text(reading: Reading) -> Meaning:
                 probe=row.probe,
                 code=None,
                 name=row.name,
-                title=row.meaning,
-                meaning=f"Known by its text: {row.meaning}.",
+                title=row.name.replace("_", " "),
+                meaning=f"{row.meaning[0].upper()}{row.meaning[1:]}.",
                 class_name=row.class_name,
                 verdict=verdict(row.class_name, _subject(row.probe, None, row.meaning)),
+                known=row.class_name != UNKNOWN,
             )
     return _unknown(reading.probe, None)
 
