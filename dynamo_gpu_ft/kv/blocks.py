@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 from dynamo_gpu_ft.kv.tail import Tail
 
+Names = tuple[bytes, ...]
+
 #: Statuses after which a stored block is safely in the tier.
 STORED = frozenset({"ok", "present"})
 
@@ -126,3 +128,4 @@ class PendingStore:
     open: bool = True  # its request is still open
     sequence: int = field(default=0)  # order of submission
     tail: Tail | None = None
+    block_hashes: Names = ()

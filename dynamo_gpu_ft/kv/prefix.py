@@ -51,6 +51,17 @@ class Shelf:
         blocks, reason, _, _ = self._walk([block_hash], [])
         return blocks > 0 or reason != "missing"
 
+    def everywhere(self, block_hash: bytes) -> bool:
+        """Whether the arena has a sealed block of this name for every shard, wherever it belongs."""
+        return all(
+            dataclasses.replace(self, shards=(shard,))._has(block_hash) for shard in self.shards
+        )
+
+    def _has(self, block_hash: bytes) -> bool:
+        # Asked for as the first block, a block of another position is a sealed one out of its chain.
+        blocks, reason, _, _ = self._walk([block_hash], [])
+        return blocks > 0 or reason == "chain"
+
     def _walk(
         self, block_hashes: Sequence[bytes], logs: list[_core.DiskLog | None]
     ) -> tuple[int, str, int, bytes]:

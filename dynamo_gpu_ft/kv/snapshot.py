@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from dynamo_gpu_ft.kv import policy, restore
 from dynamo_gpu_ft.kv.base import Tier
 from dynamo_gpu_ft.kv.blocks import STORED, JobResult, PendingStore, Pin, Run
+from dynamo_gpu_ft.kv.kept import KeptTails
 from dynamo_gpu_ft.kv.tail import Tail
 
 
@@ -42,9 +43,16 @@ class _Load:
 class SnapshotQueue:
     """One worker's stores and loads. Single-threaded: the engine's step thread calls everything.
 
-    Nothing here waits for a copy except `preempt`, which waits for the one block being copied."""
+    Nothing here waits for a copy except `preempt`, which waits for the one block being copied. `everywhere` as in `KeptTails`."""
 
-    def __init__(self, tier: Tier, *, max_lag_bytes: int, load_timeout_s: float) -> None:
+    def __init__(
+        self,
+        tier: Tier,
+        *,
+        max_lag_bytes: int,
+        load_timeout_s: float,
+        everywhere: Callable[[bytes], bool] = lambda name: True,
+    ) -> None:
         self._tier = tier
         self._max_lag_bytes, self._load_timeout_s = max_lag_bytes, load_timeout_s
         self._next_job = 1
@@ -52,7 +60,7 @@ class SnapshotQueue:
         self._loads: dict[int, _Load] = {}
         self._pins: set[int] = set()
         self._held: dict[str, list[bytes]] = {}
-        self._tails: dict[str, list[tuple[int, bytes]]] = {}  # (position, name), oldest first
+        self._tails = KeptTails(everywhere)
         self._finishing: dict[str, float] = {}
         self._stats = SnapshotStats()
 
@@ -80,10 +88,11 @@ class SnapshotQueue:
             run.block_ids,
             size,
             sequence=job_id,
+            block_hashes=run.block_hashes,
             tail=Tail(run.block_hashes[-1], run.tail) if run.tail else None,
         )
         if run.tail:
-            self._keep_tail(run)
+            self._tails.add(run.request_id, (run.first, run.tail), run.block_hashes[-1])
         else:
             self._held.setdefault(run.request_id, []).extend(run.block_hashes)
         self._tier.store(job_id, run.refs())
@@ -99,7 +108,8 @@ class SnapshotQueue:
         if run.tail:
             # Before anything is stored in its place, by this request or by the one that stored it.
             self._tier.hold(run.block_hashes[-1:])
-            self._keep_tail(run)
+            reach = (run.first + len(run.block_ids) - 1, run.tail)
+            self._tails.add(run.request_id, reach, run.block_hashes[-1])
         self._tier.load(job_id, run.refs())
 
     def pin(self, pin: Pin) -> None:
@@ -123,7 +133,7 @@ class SnapshotQueue:
         held = self._held.pop(request_id, None)
         if held:
             self._tier.release(held)
-        self._drop_tails(request_id)
+        self._drop(self._tails.ended(request_id))
 
     # -- what happened -------------------------------------------------------------------------------------------
 
@@ -159,14 +169,18 @@ class SnapshotQueue:
                 if status not in STORED:
                     self._stats.dropped[status] += 1
             if pending.tail is not None:
-                name = (pending.first, pending.tail.name)
-                self._settle_tail(pending.request_id, name, sealed=good > 0)
+                tail = (pending.request_id, (pending.first, pending.tail.tokens), pending.tail.name)
+                if good:
+                    self._drop(self._tails.sealed(*tail))
+                else:
+                    self._tails.lost(*tail)
                 return
             end = pending.first + good
             if good < len(result.statuses):
                 progress.gaps[pending.request_id] = end
             if good:
-                self._drop_tails(pending.request_id, below=end)
+                last = pending.block_hashes[good - 1]
+                self._drop(self._tails.sealed(pending.request_id, (end, 0), last))
             return
         if result.job_id in self._pins:
             self._pins.discard(result.job_id)
@@ -216,32 +230,9 @@ class SnapshotQueue:
         self._finishing.clear()
         return progress
 
-    # -- tails: each request has the newest one, and the one before until that is sealed --------------------------------
-
-    def _keep_tail(self, run: Run) -> None:
-        name = (run.first + len(run.block_ids) - 1, run.block_hashes[-1])
-        self._tails.setdefault(run.request_id, []).append(name)
-
-    def _settle_tail(self, request_id: str, tail: tuple[int, bytes], *, sealed: bool) -> None:
-        """A sealed tail replaces those before it; one that was not sealed replaces nothing."""
-        tails = self._tails.get(request_id, [])
-        if tail not in tails:
-            return  # its request ended, or its block is whole by now: it is dropped already
-        at = tails.index(tail)
-        if not sealed:
-            del tails[at]
-        elif at:
-            self._tails[request_id] = tails[at:]
-            self._tier.drop([name for _, name in tails[:at]])
-
-    def _drop_tails(self, request_id: str, below: int | None = None) -> None:
-        """Those of blocks before index `below`, or all."""
-        tails = self._tails.pop(request_id, [])
-        gone = [tail for tail in tails if below is None or tail[0] < below]
-        if gone:
-            self._tier.drop([name for _, name in gone])
-        if len(gone) < len(tails):
-            self._tails[request_id] = [tail for tail in tails if tail not in gone]
+    def _drop(self, names: list[bytes]) -> None:
+        if names:
+            self._tier.drop(names)
 
     def _job(self) -> int:
         job_id, self._next_job = self._next_job, self._next_job + 1

@@ -140,3 +140,18 @@ def test_a_changed_byte_of_a_tail_is_noticed_when_it_is_read(world: World) -> No
     assert world.found([1, 2, 3]) == 0, (
         "damaged blocks are taken out, so that they can be stored again"
     )
+
+
+def test_a_tail_is_everywhere_once_every_shard_has_sealed_it(world: World) -> None:
+    shelf = world.index._own
+    ids = [1, 2]
+    tail = name_of(HASHES[-1], ids)
+    assert not shelf.everywhere(tail)
+    world.seal(ids, shards=(1,))
+    assert not shelf.everywhere(tail)
+    claim = world.writers[0].claim(block_hash=tail, parent_hash=HASHES[-1], position=WHOLE)
+    assert not shelf.everywhere(tail), "being written is not sealed"
+    claim.seal()
+    assert shelf.everywhere(tail)
+    assert shelf.everywhere(HASHES[0])
+    assert shelf.everywhere(HASHES[-1])

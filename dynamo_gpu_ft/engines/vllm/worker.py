@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from dynamo_gpu_ft.kv.backed import BackedTier
 from dynamo_gpu_ft.kv.base import Tier
 from dynamo_gpu_ft.kv.behind import Behind
 from dynamo_gpu_ft.kv.device import DeviceTier
+from dynamo_gpu_ft.kv.prefix import Shelf
 from dynamo_gpu_ft.kv.snapshot import Progress, SnapshotQueue
 from dynamo_gpu_ft.metrics import metrics, port_of
 
@@ -50,6 +51,7 @@ class WorkerHalf:
         block_size: int,
         device_type: str = "cpu",
         behind: Behind | None = None,
+        everywhere: Callable[[bytes], bool] = lambda name: True,
     ) -> None:
         self._tier, self._block_size = tier, block_size
         self._behind = behind
@@ -62,7 +64,10 @@ class WorkerHalf:
         self._timer = StepTimer(device_type)
         self._moved: list[tuple[str, int, float]] = []
         self._queue = SnapshotQueue(
-            tier, max_lag_bytes=config.max_lag_bytes, load_timeout_s=config.load_timeout_s
+            tier,
+            max_lag_bytes=config.max_lag_bytes,
+            load_timeout_s=config.load_timeout_s,
+            everywhere=everywhere,
         )
 
     @classmethod
@@ -119,7 +124,9 @@ class WorkerHalf:
             opened.slots,
             opened.slot_bytes,
         )
-        return cls(tier, config, identity.block_size, first.device.type, behind)
+        others = tuple(other for other in identity.shards if other != shard)
+        shelf = Shelf(record, others, described.block_bytes, writer.epoch, opened)
+        return cls(tier, config, identity.block_size, first.device.type, behind, shelf.everywhere)
 
     def before_step(self, step: StepMetadata) -> None:
         """Before the forward pass: blocks of preempted requests are about to be reused."""
