@@ -214,3 +214,26 @@ def test_a_preempted_request_does_not_store_shorter_tails_again() -> None:
     assert step(scheduler, req, 5) == []
     assert step(scheduler, req, 2, accepted=2) == []
     assert covered(step(scheduler, req, 2)) == [(1, 0), (2, 1)]
+
+
+def test_blocks_whose_copy_a_preemption_called_off_are_asked_for_as_soon_as_they_are_computed_again() -> (
+    None
+):
+    scheduler = half()
+    req = started(scheduler, request("a", 6))
+    step(scheduler, req, 6, accepted=1)
+    gone = output()
+    gone.preempted_req_ids = {"a"}
+    scheduler.build(gone, None)
+    req.num_computed_tokens = 0
+    scheduler.reported(WorkerReport({"a": 0}), [])
+    assert covered(step(scheduler, req, 7, accepted=1)) == [(0, 0), (1, 3)]
+
+
+def test_a_request_whose_blocks_are_all_to_be_tried_again_still_ends_at_the_workers() -> None:
+    scheduler = half(0)
+    req = started(scheduler, request("a", 6))
+    assert covered(step(scheduler, req, 6, accepted=1)) == [(0, 0)]
+    scheduler.reported(WorkerReport({"a": 0}), [])
+    assert scheduler.ended(req) is True, "copies of it may be under way, and its holds must go"
+    assert scheduler.build(output(), None).finished == ["a"]

@@ -21,8 +21,9 @@ from dynamo_gpu_ft.kv.cost import Costs
 from dynamo_gpu_ft.kv.prefix import Names
 from dynamo_gpu_ft.metrics import metrics
 
-#: A block that could not be stored is tried again this many steps later.
-RETRY_STEPS = 32
+#: A block that could not be stored is tried again this many steps later; at once when its request has lost its blocks so
+#: shortly before that the copy was called off for that.
+RETRY_STEPS, SHORTLY = 32, 4
 
 #: What a request says in its `kv_transfer_params` to keep its blocks: true, false, or seconds.
 PIN = "gpu_ft_pin"
@@ -48,6 +49,8 @@ class _Tracked:
         0,
     )  # position and tokens of the tail asked for last; no tokens: none
     not_before: int = 0
+    preempted: int = -SHORTLY  # the step it lost its blocks in
+    told: bool = False  # the workers know of it, and must hear of its end
 
 
 class SchedulerHalf:
@@ -139,7 +142,7 @@ class SchedulerHalf:
         covered = 0
         if plan.tail is not None and count == plan.count and plan.tail.name not in names[last:]:
             names[last:], covered = [plan.tail.name], plan.tail.tokens
-            tracked.tail = (last, covered)
+            tracked.tail, tracked.told = (last, covered), True
         run = make_run(request_id, plan.first, ids, names)
         self._loads.append(
             dataclasses.replace(
@@ -160,13 +163,18 @@ class SchedulerHalf:
             prefill_tokens=sum(n for n in scheduler_output.num_scheduled_tokens.values() if n > 1),
         )
         self._loads, self._finished, self._released, self._pins = [], [], [], []
+        for request_id in step.preempted:
+            if request_id in self._tracked:
+                self._tracked[request_id].preempted = self._step
         for request_id, scheduled in scheduler_output.num_scheduled_tokens.items():
             tracked = self._tracked.get(request_id)
             if tracked is None or not self._snapshot or self._step < tracked.not_before:
                 continue
             run = self._run_to_store(tracked, scheduled, scheduler_output, manager)
             open_block = self._tail_to_store(tracked, scheduled, scheduler_output, manager)
-            step.stores += [order for order in (run, open_block) if order is not None]
+            orders = [order for order in (run, open_block) if order is not None]
+            tracked.told = tracked.told or bool(orders)
+            step.stores += orders
         return step
 
     def pending_loads(self) -> list[Run]:
@@ -230,7 +238,8 @@ class SchedulerHalf:
             tracked = self._tracked.get(request_id)
             if tracked is not None:
                 tracked.stored = min(tracked.stored, first)
-                tracked.not_before = self._step + RETRY_STEPS
+                if self._step - tracked.preempted > SHORTLY:
+                    tracked.not_before = self._step + RETRY_STEPS
 
     def ended(self, request: Any) -> bool:
         """True when vLLM must keep the request's blocks until the workers report it sent.
@@ -240,7 +249,7 @@ class SchedulerHalf:
         request_id = request.request_id
         self._plans.pop(request_id, None)
         tracked = self._tracked.pop(request_id, None)
-        if tracked is None or (tracked.stored == 0 and not tracked.tail[1]):
+        if tracked is None or not tracked.told:
             return False
         if tracked.stored:
             self._pin(request, tracked.stored)
