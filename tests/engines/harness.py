@@ -88,11 +88,14 @@ class OfflineEngine:
     def run(
         self,
         prompts: list[list[int]],
-        max_tokens: int = 24,
+        max_tokens: int | list[int] = 24,
         transfer_params: dict[str, Any] | None = None,
+        **more: Any,
     ) -> dict[str, Any]:
+        """`more`: what else shall happen, see the program."""
         assert self.process.stdin is not None
         request = {"prompts": prompts, "max_tokens": max_tokens, "transfer_params": transfer_params}
+        request |= more
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return self._reply()

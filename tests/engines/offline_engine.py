@@ -1,36 +1,82 @@
 """The program behind `harness.OfflineEngine`: one real vLLM engine that answers JSON lines on stdin with JSON lines on stdout.
 
-Argument: JSON {"llm": arguments of vllm.LLM}. Each request line: {"prompts": [[token, ...], ...], "max_tokens": n,
-"transfer_params": what each request says to connectors, or null}.
+Argument: JSON {"llm": arguments of vllm.LLM}. Each request line: {"prompts": [[token, ...], ...], "max_tokens": n or one
+per prompt, "transfer_params": what each request says to connectors, or null}, and what else shall happen:
+"abort_in": the first request seen in that state of vLLM's is aborted; "die": {"tokens": n, "preempted": n}: once there have been
+so many, all requests together, the program answers with the tokens so far and kills itself.
 """
 
 import json
 import os
+import signal
 import sys
 import time
+from typing import IO
 
 
-def answer(llm: object, request: dict) -> dict:
+def answer(llm: object, request: dict, replies: IO[str]) -> dict:
     from vllm import SamplingParams
 
     said = request.get("transfer_params")
-    params = SamplingParams(
-        temperature=0,
-        max_tokens=request["max_tokens"],
-        ignore_eos=True,
-        extra_args={"kv_transfer_params": said} if said else None,
-    )
+    most = request["max_tokens"]
+    params = [
+        SamplingParams(
+            temperature=0,
+            max_tokens=most if isinstance(most, int) else most[number],
+            ignore_eos=True,
+            extra_args={"kv_transfer_params": said} if said else None,
+        )
+        for number in range(len(request["prompts"]))
+    ]
     prompts = [{"prompt_token_ids": ids} for ids in request["prompts"]]
     began = time.monotonic()
-    outputs = llm.generate(prompts, params, use_tqdm=False)  # type: ignore[attr-defined]
+    aborted = None
+    if request.get("abort_in") or request.get("die"):
+        outputs, aborted = drive(llm, prompts, params, request, replies)
+    else:
+        outputs = llm.generate(prompts, params, use_tqdm=False)  # type: ignore[attr-defined]
     took = time.monotonic() - began
     return {
-        "tokens": [list(o.outputs[0].token_ids) for o in outputs],
-        "cached": [o.num_cached_tokens for o in outputs],
+        "tokens": [list(o.outputs[0].token_ids) if o else [] for o in outputs],
+        "cached": [o.num_cached_tokens if o else None for o in outputs],
         "seconds": took,
-        "preempted": sum(m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions"),  # type: ignore[attr-defined]
+        "preempted": preempted(llm),
+        "aborted": aborted,
         "not_protected": settle(),
     }
+
+
+def preempted(llm: object) -> int:
+    return sum(m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions")  # type: ignore[attr-defined]
+
+
+def drive(
+    llm: object, prompts: list, params: list, request: dict, replies: IO[str]
+) -> tuple[list, int | None]:
+    """Steps the engine by hand: (last output of every request or None, index of the one that was aborted)."""
+    engine = llm.llm_engine  # type: ignore[attr-defined]
+    scheduler = engine.engine_core.engine_core.scheduler
+    names = [f"{time.monotonic_ns()}.{number}" for number in range(len(prompts))]
+    for name, prompt, each in zip(names, prompts, params, strict=True):
+        engine.add_request(name, prompt, each)
+    seen: dict[str, object] = {}
+    aborted, losses = None, {}
+    while engine.has_unfinished_requests():
+        seen.update((output.request_id, output) for output in engine.step())
+        so_far = [list(seen[n].outputs[0].token_ids) if n in seen else [] for n in names]  # type: ignore[attr-defined]
+        # vLLM's own counter hears of a preemption when its request has come back.
+        losses.update(
+            (known.request_id, known.num_preemptions) for known in scheduler.requests.values()
+        )
+        count, die = sum(losses.values()), request.get("die")
+        if die and sum(map(len, so_far)) >= die["tokens"] and count >= die["preempted"]:
+            print(json.dumps({"tokens": so_far, "preempted": count}), file=replies, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        for known in list(scheduler.requests.values()):
+            if aborted is None and known.status.name == request.get("abort_in"):
+                (aborted,) = (i for i, n in enumerate(names) if known.request_id.startswith(n))
+                engine.abort_request([names[aborted]])
+    return [seen.get(n) for n in names], aborted
 
 
 def settle() -> list[str]:
@@ -58,7 +104,7 @@ def main() -> None:
     llm = LLM(**json.loads(sys.argv[1])["llm"])
     print(json.dumps({"ready": True, "not_protected": settle()}), file=replies, flush=True)
     for line in sys.stdin:
-        print(json.dumps(answer(llm, json.loads(line))), file=replies, flush=True)
+        print(json.dumps(answer(llm, json.loads(line), replies)), file=replies, flush=True)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from dynamo_gpu_ft.recovery import processes
 
 MAX_TOKENS = 100
 KILL_AT = 40
+MANY = 6
 
 
 def prompt(seed: int, length: int = 300) -> list[int]:
@@ -111,6 +112,37 @@ class Scenarios:
         victims = self.kill_engine()
         await asyncio.gather(*streams.values())
         return {"victims": len(victims), **self.seen(streams)}
+
+    async def alone(self) -> dict[str, Any]:
+        """One stream after the other: nothing is ever short."""
+        streams: dict[str, asyncio.Task[None]] = {}
+        for seed in range(MANY):
+            streams |= self.open("alone", range(seed, seed + 1))
+            await streams[f"alone{seed}"]
+        return self.seen(streams)
+
+    async def killed_when_short_of_cache(self) -> dict[str, Any]:
+        """The kill comes when one of the streams that run in step has lost its blocks, and stands still."""
+        from vllm.v1.metrics.reader import get_metrics_snapshot
+
+        def lost() -> int:
+            named = [m for m in get_metrics_snapshot() if m.name == "vllm:num_preemptions"]
+            return int(sum(m.value for m in named))
+
+        streams = self.open("short", range(MANY))
+
+        def lengths() -> list[int]:
+            return [len(self.tokens.get(name, ())) for name in streams]
+
+        def stands_still() -> bool:
+            running = [length for length in lengths() if length >= KILL_AT]
+            return len(running) > 1 and max(running) - min(running) >= 6
+
+        await self.until(stands_still)
+        self.kill_engine()
+        found = {"lengths": lengths(), "lost_before": lost()}
+        await asyncio.gather(*streams.values())
+        return {**self.seen(streams), **found, "lost": lost()}
 
     async def worker_killed(self) -> dict[str, Any]:
         streams = self.open("worker", range(3))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ COVERED = 11
 #: Tokens of a request that no tail can cover when the engine is killed: the newest one, which no step has computed yet, and, with
 #: asynchronous scheduling, the one before, which was not known when its step was planned.
 NEVER_COVERED = 2
+#: What the ranks of a group keep: a tail every so many tokens.
+EVERY = 8
 #: Steps that may pass while the last tail is copied: one beside the copy, and one more on a busy machine.
 BEHIND = 2
 
@@ -49,6 +52,58 @@ def test_a_killed_engine_with_tails_recomputes_the_last_steps_only(tiny_model: P
     for each in resumed:
         assert 1 <= each["tokens_recomputed"] <= NEVER_COVERED + BEHIND, each
     assert not [s for s in left if s.position * BLOCK >= 400], "finished requests left tails"
+
+
+@pytest.mark.long
+def test_streams_that_lost_their_blocks_before_and_after_a_kill_go_on_with_their_tails(
+    tiny_model: Path,
+) -> None:
+    with memory("short") as folder:
+        seen = run(
+            tiny_model,
+            folder,
+            ["alone", "killed_when_short_of_cache"],
+            more={"tail_every": 1},
+            num_gpu_blocks_override=36,
+        )
+    got = seen["killed_when_short_of_cache"]
+    assert got["lost"] > got["lost_before"], "some lost their blocks in the next engine too"
+    assert got["tokens"] == seen["alone"]["tokens"]
+    assert got["finish"] == ["length"]
+    assert seen["ledger_open"] == []
+    # Two of them ran when the engine died, one had lost its blocks, the others had never had any.
+    few = [each["tokens_recomputed"] <= NEVER_COVERED + BEHIND for each in got["resumed"]]
+    assert sum(few) >= 2, (got["lengths"], got["resumed"])
+    for each in got["resumed"]:
+        assert each["tokens_recomputed"] <= BLOCK or not each["tokens_before"], each
+
+
+@pytest.mark.long
+def test_a_killed_rank_of_two_costs_each_stream_less_than_two_tails(tiny_model: Path) -> None:
+    with memory("tp2") as folder:
+        seen = run(
+            tiny_model,
+            folder,
+            ["undisturbed", "worker_killed"],
+            more={"tail_every": EVERY},
+            tensor_parallel_size=2,
+        )
+    check_streams(seen, "worker_killed", streams=3)
+    resumed = seen["worker_killed"]["resumed"]
+    assert len(resumed) == 3
+    for each in resumed:
+        assert 1 <= each["tokens_recomputed"] < EVERY + NEVER_COVERED + BEHIND, each
+    assert seen["ledger_open"] == []
+    assert seen["segments_left"] == []
+
+
+@contextlib.contextmanager
+def memory(name: str) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix=f"gft-tails-{name}-", dir="/dev/shm"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def craft(path: Path, parents: list[bytes], damaged: set[int]) -> list[bytes]:
