@@ -104,4 +104,5 @@ PYBIND11_MODULE(_core, module) {
   bind_backing(module);
   bind_watch(module);
   bind_beats(module);
+  bind_watch_log(module);
 }

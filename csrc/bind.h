@@ -96,5 +96,6 @@ void bind_disk(py::module_ &module);
 void bind_backing(py::module_ &module);
 void bind_watch(py::module_ &module);
 void bind_beats(py::module_ &module);
+void bind_watch_log(py::module_ &module);
 
 }  // namespace bind

@@ -9,18 +9,6 @@ namespace {
 
 constexpr double kSlice = 0.1;
 
-struct PyWatchRecord {
-  std::string source, what;
-  int64_t at_ns, last_ns;
-  uint64_t count, serial;
-  int index;
-  int64_t code;
-  int gi, ci;
-  int64_t pid;
-  std::string bdf, uuid, text;
-  std::vector<std::pair<std::string, std::string>> facts;
-};
-
 std::string text_of(gft_bytes bytes) { return {reinterpret_cast<const char *>(bytes.data), bytes.size}; }
 
 // A log may hold any bytes; what is no UTF-8 is shown escaped.
@@ -28,6 +16,8 @@ py::object shown(const std::string &text) {
   return py::reinterpret_steal<py::object>(
       PyUnicode_DecodeUTF8(text.data(), static_cast<py::ssize_t>(text.size()), "backslashreplace"));
 }
+
+}  // namespace
 
 void collect(void *context, const gft_watch_record *r) {
   PyWatchRecord record{r->source, r->what, r->at_ns, r->last_ns, r->count, r->serial, r->index, r->code,
@@ -38,8 +28,6 @@ void collect(void *context, const gft_watch_record *r) {
   for (size_t i = 0; i < r->fact_count; ++i) record.facts.emplace_back(r->facts[i].name, text_of(r->facts[i].value));
   static_cast<std::vector<PyWatchRecord> *>(context)->push_back(std::move(record));
 }
-
-}  // namespace
 
 void bind_watch(py::module_ &module) {
   py::class_<PyWatchRecord>(module, "WatchRecord")

@@ -11,7 +11,9 @@ namespace {
 
 gft_bytes bytes(const std::string &text) { return {reinterpret_cast<const uint8_t *>(text.data()), text.size()}; }
 
-void tell(gft_watch_callback each, void *context, const Record &record) {
+}  // namespace
+
+void gft::watch::tell(gft_watch_callback each, void *context, const Record &record) {
   std::vector<gft_watch_fact> facts;
   facts.reserve(record.facts.size());
   for (const auto &[name, value] : record.facts) facts.push_back({name, bytes(value)});
@@ -24,8 +26,6 @@ void tell(gft_watch_callback each, void *context, const Record &record) {
   told.text = bytes(record.text);
   each(context, &told);
 }
-
-}  // namespace
 
 gft_status gft_watch_queue_create(size_t capacity, gft_watch_callback on_record, void *context, gft_watch_queue **out) {
   return behind_wall([&] {

@@ -7,6 +7,11 @@
 #include "gft_watch.h"
 #include "watch/queue.h"
 
+namespace gft::watch {
+// Calls `each` with a view of `record`.
+void tell(gft_watch_callback each, void *context, const Record &record);
+}  // namespace gft::watch
+
 struct gft_watch_queue {
   std::shared_ptr<gft::watch::Queue> queue;
 };

@@ -42,6 +42,17 @@ gft_status gft_watch_queue_wait(gft_watch_queue *queue, double seconds, int *rea
 int gft_watch_queue_descriptor(gft_watch_queue *queue);
 uint64_t gft_watch_queue_lost(gft_watch_queue *queue);
 
+/* How a log is written: any text with or without prefixes (told apart line by line), the kernel's own records one per read,
+ * `journalctl -o export`. Automatic decides by the kind of file and its first bytes. */
+enum { GFT_LOG_AUTO = 0, GFT_LOG_TEXT = 1, GFT_LOG_KMSG = 2, GFT_LOG_JOURNAL = 3 };
+
+/* Calls `each` at most once: what a line (or a record of several) of a log says about a GPU. csrc/watch/line.h lists the kinds. */
+gft_status gft_watch_parse_line(gft_bytes line, gft_watch_callback each, void *context);
+/* A whole log, from memory or from a file that is read to its end. Equal lines within `window` seconds (growing to 30 windows)
+ * are folded: the first is told at once, then their count. Times are those of the log. Nothing of the log is kept. */
+gft_status gft_watch_parse_log(gft_bytes log, int format, double window, gft_watch_callback each, void *context);
+gft_status gft_watch_parse_file(const char *path, int format, double window, gft_watch_callback each, void *context);
+
 #ifdef __cplusplus
 }
 #endif

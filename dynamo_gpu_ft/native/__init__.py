@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, Protocol, cast
 
 from dynamo_gpu_ft.errors import CoreUnavailable
@@ -44,6 +45,14 @@ class Core(Protocol):
     HangJudge: type[_core.HangJudge]
     WatchRecord: type[_core.WatchRecord]
 
+    def parse_line(self, line: bytes) -> _core.WatchRecord | None: ...
+    def parse_log(
+        self,
+        source: bytes | bytearray | memoryview | str | PathLike[str],
+        *,
+        format: str = "auto",
+        window: float = 1.0,
+    ) -> list[_core.WatchRecord]: ...
     def build_info(self) -> dict[str, str]: ...
     def link_of(self, identity: _core.Identity) -> bytes: ...
     def read_block(

@@ -22,6 +22,8 @@ from dynamo_gpu_ft.native._disk import DiskKey as DiskKey
 from dynamo_gpu_ft.native._disk import DiskLog as DiskLog
 from dynamo_gpu_ft.native._watch import WatchQueue as WatchQueue
 from dynamo_gpu_ft.native._watch import WatchRecord as WatchRecord
+from dynamo_gpu_ft.native._watch import parse_line as parse_line
+from dynamo_gpu_ft.native._watch import parse_log as parse_log
 
 class CoreError(RuntimeError):
     """`code` is the lower-case status name without prefix: "busy", "fenced", "no_space", "damaged", "mismatch", ..."""

@@ -2,6 +2,8 @@
 
 Sources of faults push records into a queue from their own native threads, whatever Python does meanwhile."""
 
+from os import PathLike
+
 class WatchRecord:
     """What a source noticed; see csrc/watch/record.h. -1 and "" are unknown; times are CLOCK_MONOTONIC."""
 
@@ -33,3 +35,22 @@ class WatchQueue:
         """Whether there is something to take; waits at most `timeout` seconds for it, without the GIL."""
     def fileno(self) -> int:
         """An eventfd that is readable while there is something to take: for `loop.add_reader`. -1 in a forked child."""
+
+def parse_line(line: bytes) -> WatchRecord | None:
+    """What one line of a log (or one record of several lines) says about a GPU; None: nothing. Any prefix is recognised.
+
+    csrc/watch/line.h lists `what` and its facts. `at_ns` is the log's own time, with the fact "clock": "boot" or "wall", when it
+    has one. Facts of any kind: "baseline" "1" (it was there before watching began), "cut" "1" (the end of the line is missing),
+    "origin" "user" (a process wrote it and not the kernel)."""
+
+def parse_log(
+    source: bytes | bytearray | memoryview | str | PathLike[str],
+    *,
+    format: str = "auto",
+    window: float = 1.0,
+) -> list[WatchRecord]:
+    """A whole log, from memory or a file: "text" (each line with or without a prefix), "kmsg", "journal" (`journalctl -o export`).
+
+    Equal lines within `window` seconds, growing to 30 of them, are folded: the first is told at once, the others as one record with
+    their count. Reads to the end of the file without the GIL; memory grows with what is found, not with the log.
+    Errors: "not_found", "io", "invalid"."""
