@@ -21,7 +21,7 @@ from dynamo_gpu_ft.cli.inspect import path_of
 from dynamo_gpu_ft.cli.progress import tracked
 from dynamo_gpu_ft.cli.render import as_json
 from dynamo_gpu_ft.config import Config
-from dynamo_gpu_ft.errors import ArenaError
+from dynamo_gpu_ft.errors import ArenaError, PortableError
 from dynamo_gpu_ft.kv import arena as arenas
 from dynamo_gpu_ft.kv import portable
 
@@ -69,12 +69,8 @@ def verify(folder: Path, manifest: portable.Manifest) -> list[list[_core.Identit
         for space in manifest.namespaces
     ]
     total = sum(len(found) for found in spaces)
-    for _, identity, data in tracked(_payloads(folder, manifest, spaces), total, "verifying"):
-        if len(data) != manifest.payload_bytes or core.digest(data) != identity.digest:
-            tensor = portable.tensor_name(identity)
-            raise portable.refuse(
-                tensor, core.digest(data).hex(), f"digest {identity.digest.hex()}"
-            )
+    for _ in tracked(_payloads(folder, manifest, spaces), total, "verifying"):
+        pass
     return spaces
 
 
@@ -84,7 +80,8 @@ def fill(
     spaces: list[list[_core.Identity]],
     path: Path,
 ) -> dict[str, Any]:
-    """Seals verified blocks into the arena at `path`. Raises `ArenaError` ("busy": a live engine has it)."""
+    """Seals verified blocks into the arena at `path`. Raises `ArenaError` ("busy": a live engine has it), and `PortableError` when
+    the folder is no longer what was verified."""
     core, token = native.load(), os.urandom(16)
     opened = arenas.open_or_create(path, slot_bytes=manifest.payload_bytes, config=Config.load())
     count = sum(len(found) for found in spaces)
@@ -99,23 +96,29 @@ def fill(
             )
         floor = max((i.epoch for found in spaces for i in found), default=0)
         opened.begin_epoch(token, floor=floor)
-        writers: dict[tuple[int, int], _core.Writer] = {}
+        numbers = [opened.add_namespace(bytes.fromhex(s.record)) for s in manifest.namespaces]
+        writer: _core.Writer | None = None
+        writes = (-1, -1)
         came_from = [portable.parents(found) for found in spaces]
         results: Counter[str] = Counter()
         places = [{i.link: at for at, i in enumerate(found)} for found in spaces]
         for space, identity, data in tracked(_payloads(folder, manifest, spaces), count, "sealing"):
-            key = (space, identity.shard)
-            if key not in writers:
-                for other in [k for k in writers if k[1] == identity.shard]:
-                    writers.pop(other).close()
-                record = bytes.fromhex(manifest.namespaces[space].record)
-                writers[key] = opened.attach_writer(
-                    shard=identity.shard, token=token, namespace=opened.add_namespace(record)
+            if writer is None or writes != (space, identity.shard):
+                if writer is not None:  # one at a time: an arena has lanes for so many
+                    writer.close()
+                writes = (space, identity.shard)
+                writer = opened.attach_writer(
+                    shard=identity.shard, token=token, namespace=numbers[space]
                 )
             parent = came_from[space][places[space][identity.link]]
-            results[_seal(writers[key], identity, parent, data)] += 1
-        for writer in writers.values():
+            results[_seal(writer, identity, parent, data)] += 1
+        if writer is not None:
             writer.close()
+    except PortableError as error:
+        error.remedy = (
+            "what was sealed by then is whole; leave the folder alone and import it again"
+        )
+        raise
     except core.CoreError as error:
         raise ArenaError(
             "the import stopped",
@@ -156,7 +159,8 @@ def _seal(writer: _core.Writer, identity: _core.Identity, parent: bytes | None, 
 def _payloads(
     folder: Path, manifest: portable.Manifest, spaces: list[list[_core.Identity]]
 ) -> Iterator[tuple[int, _core.Identity, bytes]]:
-    """(namespace, identity, bytes) in the manifest's order; one file is in memory at a time."""
+    """(namespace, identity, verified bytes) in the manifest's order; one file is in memory at a time."""
+    core = native.load()
     name, tensors = "", {}
     for number, (space, found) in enumerate(zip(manifest.namespaces, spaces, strict=True)):
         for block, identity in zip(space.blocks, found, strict=True):
@@ -164,14 +168,21 @@ def _payloads(
                 name, tensors = block.file, tensor_files.read(folder / block.file)
             if block.tensor not in tensors or block.tensor != portable.tensor_name(identity):
                 raise portable.refuse(block.tensor, name, "the tensor of this name is in its file")
-            yield number, identity, tensors[block.tensor]
+            data = tensors[block.tensor]
+            if len(data) != manifest.payload_bytes:
+                rule = f"payloads of {manifest.payload_bytes} bytes"
+                raise portable.refuse(block.tensor, len(data), rule)
+            if (digest := core.digest(data)) != identity.digest:
+                rule = f"digest {identity.digest.hex()}"
+                raise portable.refuse(block.tensor, digest.hex(), rule)
+            yield number, identity, data
 
 
 def _manifest(folder: Path) -> portable.Manifest:
     where = str(folder / portable.MANIFEST)
     try:
-        text = (folder / portable.MANIFEST).read_bytes()
-    except OSError as error:
+        text = tensor_files.bytes_of(folder / portable.MANIFEST)
+    except (OSError, ValueError, MemoryError) as error:
         raise portable.refuse(where, str(error), "a folder that export finished") from error
     manifest = portable.parse(text, where)
     if manifest.digest != native.load().DIGEST:

@@ -6,6 +6,7 @@ Used by `export` and `import` only. Needs neither torch nor numpy, so any elemen
 from __future__ import annotations
 
 import ctypes
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,13 +56,19 @@ def write(
         raise _failed(path, error, "room and the right to write there") from error
 
 
+def bytes_of(path: Path) -> bytes:
+    """What is in a file that is one: a pipe would wait for a writer, a device may never end. Raises `OSError` or `ValueError`."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= MAX_FILE_BYTES:
+        raise ValueError(f"{status.st_size} bytes, mode {stat.filemode(status.st_mode)}")
+    return path.read_bytes()
+
+
 def read(path: Path) -> dict[str, bytes]:
     """The bytes of every tensor of a file. Raises `PortableError` for a file that is none."""
     found = library()
     try:
-        if not 0 < path.stat().st_size <= MAX_FILE_BYTES:
-            raise ValueError(f"{path.stat().st_size} bytes")
-        tensors = found.deserialize(path.read_bytes())
+        tensors = found.deserialize(bytes_of(path))
     except (OSError, ValueError, MemoryError, found.SafetensorError) as error:
         raise _failed(
             path, error, f"a safetensors file of at most {MAX_FILE_BYTES} bytes"
@@ -72,7 +79,7 @@ def read(path: Path) -> dict[str, bytes]:
 def _failed(path: Path, error: Exception, rule: str) -> GpuFtError:
     return PortableError(
         "a tensor file cannot be used",
-        where=path.name,
+        where=path.name if path.name.isprintable() else ascii(path.name),
         value=str(error),
         rule=rule,
         remedy="export again to an empty folder",

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 FORMAT, VERSION = "dynamo_gpu_ft.kv", 1
 MANIFEST = "manifest.json"
 
+#: What an arena can take (csrc/arena/format.h): checked before one is touched, so that nothing is imported by halves.
+MAX_NAMESPACES, MAX_RECORD_BYTES = 64, 4096
+#: Epochs count engine starts; an arena that took over a forged one near its last could not begin another.
+MAX_EPOCH = 1 << 31
+
 #: safetensors' names of element types, by torch's.
 _DTYPES = {
     "float64": "float64",
@@ -68,7 +73,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def refuse(where: str, value: object, rule: str) -> PortableError:
     return PortableError(
         "these exported KV blocks are refused",
-        where=where,
+        where=where if where.isprintable() else ascii(where),
         value=value,
         rule=rule,
         remedy="export them again; nothing was imported",
@@ -166,13 +171,17 @@ def parse(text: bytes, where: str) -> Manifest:
     """The manifest in a file, checked for what it alone can show. Raises `PortableError`."""
     try:
         manifest = msgspec.json.decode(text, type=Manifest)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also of text that is no UTF-8
         raise refuse(where, str(error), "a manifest as export writes it") from error
     if (manifest.format, manifest.version) != (FORMAT, VERSION):
         found = (manifest.format, manifest.version)
         raise refuse(where, found, f"format {FORMAT}, version {VERSION}")
     if not 0 < manifest.payload_bytes <= 1 << 36:
         raise refuse(where, manifest.payload_bytes, "payloads of 1 to 2^36 bytes")
+    if not any(space.blocks for space in manifest.namespaces):
+        raise refuse(where, 0, "at least one block")
+    if len(manifest.namespaces) > MAX_NAMESPACES:
+        raise refuse(where, len(manifest.namespaces), f"at most {MAX_NAMESPACES} namespaces")
     for block in (b for space in manifest.namespaces for b in space.blocks):
         if "/" in block.file or block.file in ("", ".", ".."):
             raise refuse(where, block.file, "files lie beside the manifest")
@@ -182,8 +191,12 @@ def parse(text: bytes, where: str) -> Manifest:
 def identities(core: Any, manifest: Manifest, space: Namespace, where: str) -> list[_core.Identity]:
     """The identities of a namespace's blocks, each checked against itself and the chain of those before it: position 0 begins at
     the record, every other block continues one that came before. Raises `PortableError` with the tensor's name."""
-    root = core.digest(unhex(space.record, where))
+    record = unhex(space.record, where)
+    if not 0 < len(record) <= MAX_RECORD_BYTES:
+        raise refuse(where, len(record), f"a namespace record of 1 to {MAX_RECORD_BYTES} bytes")
+    root = core.digest(record)
     seen: dict[tuple[int, bytes], int] = {}
+    named: dict[tuple[int, bytes, bytes], bytes] = {}
     found = []
     for block in space.blocks:
         try:
@@ -201,14 +214,19 @@ def identities(core: Any, manifest: Manifest, space: Namespace, where: str) -> l
             link = core.link_of(identity)
         except (core.CoreError, TypeError) as error:
             raise refuse(block.tensor, str(error), "an identity as export writes it") from error
-        if link != identity.link or identity.epoch == 0:
+        if link != identity.link:
             raise refuse(block.tensor, block.link, "the link follows from the rest of the entry")
+        if not 0 < identity.epoch <= MAX_EPOCH:
+            raise refuse(block.tensor, block.epoch, f"an epoch of 1 to {MAX_EPOCH}")
         if identity.position == 0:
             continues = identity.parent_link == root
         else:
             continues = seen.get((identity.shard, identity.parent_link)) == identity.position - 1
         if not continues:
             raise refuse(block.tensor, block.parent_link, "each block continues one before it")
+        name = (identity.shard, identity.parent_link, identity.block_hash)
+        if named.setdefault(name, identity.link) != identity.link:
+            raise refuse(block.tensor, block.hash, "one block of each name continues a prefix")
         seen[identity.shard, identity.link] = identity.position
         found.append(identity)
     return found

@@ -10,6 +10,8 @@ import copy
 import json
 from typing import Any
 
+import hostile_json
+
 from dynamo_gpu_ft.errors import NotProtected
 from dynamo_gpu_ft.kv import geometry_record, namespace
 from dynamo_gpu_ft.kv.geometry import LayerRun, Part, ShardLayout
@@ -46,38 +48,10 @@ HOSTILE += ["", "{}", "{}{}", "PHSNDX", "SPNHD", "PHX", "opaque", "\ud800", "x" 
 HOSTILE += [["k", 64, "SPNHD"], [["l{}", 0, 1 << 14]] * 2, [["l1", 0, 1], ["l{}", 1, 1]]]
 
 
-def places(value: Any) -> list[tuple[Any, Any]]:
-    """Every (container, key) inside `value`."""
-    keys: list[Any] = []
-    if isinstance(value, dict):
-        keys = sorted(value)
-    elif isinstance(value, list):
-        keys = list(range(len(value)))
-    found = [(value, key) for key in keys]
-    for key in keys:
-        found += places(value[key])
-    return found
-
-
 def changed(data: bytes) -> bytes:
     """A sound record with one value after the other replaced, removed or renamed, as the bytes of `data` say."""
     record = copy.deepcopy(SOUND[data[0] % len(SOUND)])
-    for at in range(1, len(data) - 2, 3):
-        there = places(record)
-        container, key = there[data[at] % len(there)]
-        what = data[at + 1]
-        if what < 160:
-            container[key] = copy.deepcopy(HOSTILE[what % len(HOSTILE)])
-        elif what < 200:
-            container[key] = data[at + 2]
-        elif what < 220 and isinstance(container[key], str):
-            container[key] = container[key][::-1] + chr(data[at + 2])
-        elif what < 240 and isinstance(container, list):
-            container.append(container[key])
-        elif isinstance(container, dict):
-            container[chr(data[at + 2])] = container.pop(key)
-        else:
-            del container[key]
+    hostile_json.change(record, data[1:], HOSTILE)
     return json.dumps(record).encode()
 
 

@@ -17,7 +17,7 @@ import pytest
 
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
-MOST_BYTES = 300 << 10
+MOST_BYTES = 200 << 10
 
 
 def named(variable: str) -> list[str]:
@@ -44,8 +44,11 @@ def test_no_committed_input_crashes_its_program() -> None:
 
 @pytest.mark.parametrize("name", named("SCRIPTS"))
 def test_no_committed_input_breaks_its_script(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "kv_import":
+        pytest.importorskip("safetensors")
     monkeypatch.syspath_prepend(str(HERE))
     target = importlib.import_module(name)
+    target.one_input(b"")
     with tarfile.open(CORPUS / f"{name}.tar.gz") as corpus:
         inputs = [corpus.extractfile(member) for member in corpus if member.isfile()]
         assert len(inputs) >= 10

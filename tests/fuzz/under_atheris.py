@@ -15,7 +15,9 @@ import atheris
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
-    with atheris.instrument_imports(include=["dynamo_gpu_ft", "json", "namespace_record"]):
+    with atheris.instrument_imports(
+        include=["dynamo_gpu_ft", "json", "hostile_json", os.environ["FUZZ_TARGET"]]
+    ):
         target = importlib.import_module(os.environ["FUZZ_TARGET"])
     atheris.Setup(sys.argv, target.one_input)
     atheris.Fuzz()
