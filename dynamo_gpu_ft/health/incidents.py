@@ -73,7 +73,8 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
     shards    ranks of the engine whose device or process it is; empty when it concerns none of them
     opened, updated  CLOCK_MONOTONIC seconds;  time: wall clock of the first reading
     evidence  bounded; readings beyond the bound are counted in `dropped`
-    cleared   a recovery signal ended it, or it aged out
+    cleared   it is over; `ended` says how: "recovered" (a sign of recovery), "quiet" (nothing more was seen), "merged" (it turned
+              out to be part of the incident `merged_into`), "forgotten" (more faults than there is room for)
     """
 
     id: str
@@ -90,3 +91,5 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True):
     evidence: tuple[Evidence, ...]
     dropped: int = 0
     cleared: bool = False
+    ended: str = ""
+    merged_into: str = ""

@@ -1,0 +1,371 @@
+"""Each rule of fusion, named as a sentence: what becomes one incident, which reading is its root, what it means, when it is over."""
+
+from __future__ import annotations
+
+import pytest
+
+from dynamo_gpu_ft.health.incidents import Action, Unusable
+from dynamo_gpu_ft.health.readings import Reading, Source, State
+from dynamo_gpu_ft.health.settings import Settings
+from dynamo_gpu_ft.topology import Device
+from tests.unit.fusion_world import (
+    NODE,
+    RANKS,
+    SWITCH,
+    T0,
+    bdf,
+    cuda,
+    event,
+    fused,
+    link,
+    nccl,
+    one,
+    probe,
+    read,
+    recovery,
+    settled,
+    step,
+    trace,
+    uuid,
+    xid,
+    xid154,
+)  # fmt: skip
+
+FATAL = [xid(0, 48), event(0.01, 48), trace(0.02, 48), recovery(0.2, 1), cuda(0.3, 214)]
+
+
+def test_one_fault_seen_by_five_sources_is_one_incident_with_five_pieces_of_evidence() -> None:
+    incident = one(settled(FATAL))
+    assert (incident.name, incident.shards) == ("xid 48", (0,))
+    assert len(incident.evidence) == 5
+    assert {e.first.source for e in incident.evidence} == {r.source for r in FATAL}
+    assert incident.verdict.unusable is Unusable.GPU
+
+
+def test_an_urgent_verdict_is_told_with_its_first_reading() -> None:
+    fusion, _ = fused([])
+    told = one(fusion.add(event(0, 79)))
+    assert (told.version, told.verdict.unusable) == (1, Unusable.GPU)
+
+
+def test_the_same_reading_again_is_counted_and_not_told_again() -> None:
+    fusion, told = fused([xid(0, 79), xid(1, 79), xid(2, 79)])
+    assert len(told) == 1
+    assert one(fusion.open()).evidence[0].count == 3
+
+
+def test_the_root_of_172_48_45_is_172_which_says_what_memory_it_was() -> None:
+    incident = one(settled([xid(0.2, 45), xid(0.1, 48), xid(0, 172), xid(0.3, 13)]))
+    assert incident.code == 172
+    assert "SRAM" in incident.verdict.reason
+    assert incident.verdict.action is Action.RESET_GPU
+
+
+def test_a_row_remapping_beside_a_double_bit_error_is_part_of_it() -> None:
+    incident = one(settled([xid(0, 63), xid(0.1, 48), probe(1, "rows", State.DEGRADED)]))
+    assert incident.code == 48
+    assert "XID 63" in incident.verdict.reason
+
+
+def test_a_contained_error_with_its_channels_torn_down_restarts_the_context_only() -> None:
+    incident = one(settled([xid(0, 94, pid=1000), xid(0.1, 45, pid=1000), xid(0.1, 63)]))
+    assert (incident.code, incident.shards) == (94, (0,))
+    assert incident.verdict.unusable is Unusable.CONTEXT
+
+
+def test_an_uncontained_error_takes_every_rank_of_the_gpu_whatever_process_it_names() -> None:
+    incident = one(settled([xid(0, 95, pid=4242)]))
+    assert (incident.shards, incident.verdict.unusable) == ((0,), Unusable.GPU)
+
+
+def test_torn_down_channels_alone_are_told_only_after_their_window_and_make_nothing_unusable() -> (
+    None
+):
+    fusion, told = fused([xid(0, 45, pid=1000), xid(0.1, 45, pid=1000)])
+    assert told == []
+    assert fusion.tick(T0 + 4.9) == []
+    incident = one(fusion.tick(T0 + 5.1))
+    assert (incident.verdict.unusable, incident.verdict.action) == (Unusable.NOTHING, Action.REPORT)
+
+
+def test_a_lost_gpu_with_its_line_without_a_number_and_its_recovery_action_is_one_incident() -> (
+    None
+):
+    lost = read(0.1, "gpu_lost", bdf(0), Source.KERNEL_LOG, State.FAILED)
+    incident = one(settled([lost, xid(0, 79), xid154(0.2, 0, 2), event(0.2, 79)]))
+    assert (incident.code, incident.verdict.action) == (79, Action.REBOOT_NODE)
+    assert incident.shards == (0,)
+
+
+def test_a_gsp_timeout_explains_a_driver_that_does_not_answer() -> None:
+    silent = read(1.5, "driver", uuid(0), Source.NVML_POLL, State.FAILED)
+    incident = one(settled([xid(0, 119, pid=77, facts={"process": "nvidia-smi"}), silent]))
+    assert (incident.code, incident.verdict.unusable) == (119, Unusable.GPU)
+    assert incident.shards == (0,), "whoever it names, the GPU is the engine's"
+
+
+def test_a_driver_that_does_not_answer_is_an_incident_of_its_own_without_one() -> None:
+    incident = one(settled([read(0, "driver", uuid(3), Source.NVML_POLL, State.FAILED)]))
+    assert (incident.name, incident.shards) == ("driver_unresponsive", (3,))
+
+
+def test_a_link_error_and_those_of_its_peers_are_one_incident_of_several_devices() -> None:
+    registers = {"registers": "0x0, 0x0, 0x10000, 0x0, 0x0, 0x0, 0x0", "link": "14"}
+    readings = [xid(0, 74, 2, facts=registers), xid(0.2, 74, 5), xid(0.3, 45, 6), nccl(0.5, 7)]
+    incident = one(settled(readings))
+    assert [d.index for d in incident.devices] == [2, 5]
+    assert (incident.verdict.unusable, incident.shards) == (Unusable.LINK, (2, 5))
+
+
+def test_a_fatal_switch_error_explains_what_its_gpus_print_and_concerns_all_ranks() -> None:
+    fatal = read(0, "sxid", SWITCH, Source.KERNEL_LOG, State.FAILED, code=20034, facts={"severity": "fatal", "link": "33"})  # fmt: skip
+    incident = one(settled([xid(0.2, 45, 1), fatal, xid(0.1, 74, 0), xid(0.3, 45, 4)]))
+    assert (incident.probe, incident.devices[0].kind) == ("sxid", "switch")
+    assert incident.shards == tuple(range(8))
+    assert len(incident.devices) == 4
+
+
+def test_a_lost_gpu_explains_the_broken_links_of_its_peers() -> None:
+    incident = one(settled([xid(0, 74, 1), xid(0.1, 79, 0), xid(0.2, 74, 2)]))
+    assert (incident.code, incident.devices[0].index) == (79, 0)
+
+
+def test_the_drivers_own_recovery_action_is_the_action_of_the_incident() -> None:
+    incident = one(settled([xid(0, 48), xid154(0.1, 0, 4)]))
+    assert incident.verdict.action is Action.DRAIN_AND_RESET_GPU
+    assert incident.verdict.unusable is Unusable.GPU
+
+
+def test_a_soft_code_is_as_bad_as_the_recovery_action_beside_it() -> None:
+    incident = one(settled([xid(0, 31, pid=1000), xid154(0.1, 0, 1)]))
+    assert (incident.code, incident.verdict.unusable) == (31, Unusable.GPU)
+
+
+@pytest.mark.parametrize("sign", [xid154(60, 1, 0), recovery(60, 0)])
+def test_a_recovery_action_that_goes_back_to_none_ends_the_incident(sign: Reading) -> None:
+    fusion, _ = fused([xid(0, 48), xid154(0.1, 0, 1), recovery(0.2, 1)])
+    ended = one(fusion.add(sign))
+    assert (ended.cleared, ended.ended) == (True, "recovered")
+    assert fusion.open() == []
+
+
+def test_no_recovery_action_at_all_ends_nothing() -> None:
+    fusion, _ = fused([recovery(-1, 0), xid(0, 48)])
+    fusion.add(recovery(1, 0))
+    fusion.tick(T0 + 1e6)
+    assert one(fusion.open()).code == 48
+
+
+def test_an_unknown_state_ends_nothing_and_is_no_fault() -> None:
+    lost = read(0, "gpu_lost", uuid(0), Source.NVML_POLL, State.FAILED)
+    fusion, _ = fused([lost, read(1, "gpu_lost", uuid(0), Source.NVML_POLL, State.UNKNOWN)])
+    assert one(fusion.open()).name == "gpu_lost"
+    _, told = fused([read(0, "fabric", uuid(0), Source.NVML_COUNTER, State.UNKNOWN)])
+    assert told == []
+
+
+def test_a_gpu_that_answers_again_is_not_well_while_the_driver_wants_it_reset() -> None:
+    lost = read(0, "gpu_lost", uuid(0), Source.NVML_POLL, State.FAILED)
+    back = read(20, "gpu_lost", uuid(0), Source.NVML_POLL, State.HEALTHY)
+    fusion, _ = fused([lost, recovery(0.1, 1), back])
+    assert one(fusion.open()).name == "gpu_lost"
+    fusion.add(recovery(21, 0))
+    assert fusion.open() == []
+
+
+def test_162_takes_back_163() -> None:
+    fusion, told = fused([xid(0, 163), xid(9, 162)])
+    assert [(i.code, i.cleared) for i in told] == [(163, False), (163, True)]
+    assert fusion.open() == []
+
+
+def test_a_driver_that_is_bound_anew_ends_what_was_wrong_with_the_gpu() -> None:
+    bound = read(90, "driver", bdf(0), Source.NVML_EVENT, State.HEALTHY, facts={"event": "bind"})
+    fusion, _ = fused([xid(0, 79), bound])
+    assert fusion.open() == []
+
+
+def test_a_dead_context_is_over_once_it_is_quiet_and_a_second_death_is_a_second_incident() -> None:
+    fusion, told = fused([xid(0, 31, pid=1000)])
+    ended = one(fusion.tick(T0 + 11))
+    assert (ended.ended, ended.id) == ("quiet", told[0].id)
+    again = one(fusion.add(xid(30, 31, pid=1000)))
+    assert again.id != ended.id
+
+
+def test_two_processes_on_one_gpu_have_faults_of_their_own() -> None:
+    open_now = settled([xid(0, 31, pid=1000), xid(0.1, 31, pid=555)], after=5.5)
+    assert sorted(i.shards for i in open_now) == [(), (0,)]
+
+
+def test_two_mig_instances_have_faults_of_their_own_and_a_bus_loss_takes_both() -> None:
+    a, b = xid(0, 31, device=bdf(0, 5, 0)), xid(0.1, 31, device=bdf(0, 6, 0))
+    assert len(settled([a, b], ranks=())) == 2
+    assert {i.devices[0].gi for i in settled([a, b], ranks=())} == {5, 6}
+    assert one(settled([a, b, xid(0.2, 79)], ranks=())).code == 79
+
+
+def test_a_codes_third_time_on_the_same_gpc_and_tpc_makes_the_hardware_suspect() -> None:
+    def at(n: int, tpc: str) -> Reading:
+        return xid(n * 12, 13, facts={"gpc": "1", "tpc": tpc, "sm": "0"}, pid=1000 + n)
+
+    same, _ = fused([at(n, "3") for n in range(3)])
+    last = one(same.open())
+    assert (last.verdict.unusable, last.verdict.certain) == (Unusable.GPU, False)
+    other, _ = fused([at(n, str(n)) for n in range(3)])
+    assert one(other.open()).verdict.unusable is Unusable.CONTEXT
+
+
+def test_many_lines_of_one_moment_are_one_time() -> None:
+    facts = {"gpc": "1", "tpc": "3"}
+    fusion, _ = fused([xid(n / 1000, 13, facts=facts, pid=1000) for n in range(50)])
+    assert one(fusion.open()).verdict.unusable is Unusable.CONTEXT
+
+
+def test_memory_faults_again_on_one_gpu_make_it_suspect_and_on_two_they_are_the_applications() -> (
+    None
+):
+    on_one = [xid(n * 20, 31, 0, pid=1000) for n in range(3)]
+    fusion, _ = fused(on_one)
+    raised = one(fusion.tick(T0 + 46))
+    assert (raised.verdict.unusable, raised.verdict.certain) == (Unusable.GPU, False)
+    fusion, _ = fused([*on_one[:2], xid(25, 31, 1, pid=1001), on_one[2]])
+    fusion.tick(T0 + 46)
+    assert {i.verdict.unusable for i in fusion.open()} == {Unusable.CONTEXT}
+
+
+def test_an_unknown_code_gives_up_the_context_and_again_and_again_the_gpu() -> None:
+    fusion, told = fused([xid(0, 900)])
+    assert (told[0].verdict.unusable, told[0].verdict.certain) == (Unusable.CONTEXT, False)
+    told = fusion.add(xid(4, 900)) + fusion.add(xid(8, 900))
+    assert (told[-1].verdict.unusable, told[-1].verdict.certain) == (Unusable.GPU, False)
+    assert told[-1].id == "t-1"
+
+
+def test_a_storm_of_corrected_errors_is_told_and_a_trickle_is_not() -> None:
+    def corrected(at: float, n: int) -> Reading:
+        return probe(at, "ecc", State.DEGRADED, facts={"corrected": str(n)})
+
+    _, told = fused([corrected(t, 4647 * t) for t in range(20)])
+    storm = told[-1].verdict
+    assert (storm.unusable, storm.action) == (Unusable.NOTHING, Action.DRAIN_AND_RESET_GPU)
+    _, told = fused([corrected(t, t) for t in range(20)])
+    assert {i.verdict.action for i in told} == {Action.REPORT}
+
+
+def test_links_that_are_down_while_the_machine_boots_are_reported_and_never_fatal() -> None:
+    fatal = set()
+    for node in range(214):
+        fusion, told = fused([], booted=T0, attached=T0 + 30)
+        for n in range(18):
+            told += fusion.add(link(20 + (node * 7 + n) % 240, False, n % 8, n))
+        told += fusion.tick(T0 + 290)
+        for n in range(18):
+            told += fusion.add(link(291, True, n % 8, n))
+        told += fusion.tick(T0 + 2000)
+        fatal |= {(node, i.id) for i in told if i.verdict.unusable is not Unusable.NOTHING}
+        assert fusion.open() == []
+    assert fatal == set()
+
+
+def test_a_link_that_is_down_later_is_a_fault_and_over_when_it_stays_up() -> None:
+    fusion, told = fused([link(0, False), link(1, True)])
+    assert told[0].verdict.unusable is Unusable.LINK
+    assert fusion.tick(T0 + 5) == []
+    assert one(fusion.tick(T0 + 11.5)).ended == "recovered"
+
+
+def test_a_flapping_link_stays_a_fault_until_it_has_been_up_for_long() -> None:
+    fusion, told = fused([link(n * 4, n % 2 == 1) for n in range(8)])
+    assert len({i.id for i in told}) == 1, "it never counts as over in between"
+    assert "again and again" in one(fusion.open()).verdict.reason
+    assert fusion.tick(T0 + 300) == []
+    assert one(fusion.tick(T0 + 700)).ended == "recovered"
+
+
+def test_a_card_without_nvlink_has_no_link_fault() -> None:
+    _, told = fused([probe(0, "nvlink", State.FAILED, text="NVLink is Not Supported"), probe(1, "nvlink", State.FAILED, facts={"supported": "no"})])  # fmt: skip
+    assert told == []
+
+
+def test_what_was_so_before_watching_began_is_known_and_no_incident_until_it_changes() -> None:
+    fusion, told = fused(
+        [link(0, False, baseline=True), link(1, False), xid(-500, 31, baseline=True)]
+    )
+    assert told == []
+    assert [r.probe for r in fusion.snapshot().states] == ["nvlink"]
+    fusion.add(link(2, True))
+    assert one(fusion.add(link(3, False))).verdict.unusable is Unusable.LINK
+
+
+@pytest.mark.parametrize(
+    "baseline",
+    [
+        recovery(0, 1, baseline=True),
+        recovery(0, 2, baseline=True),
+        probe(0, "rows", State.FAILED, baseline=True),
+        probe(0, "gpu_lost", State.FAILED, baseline=True),
+    ],
+)  # fmt: skip
+def test_a_gpu_that_is_unusable_when_watching_begins_is_told_and_marked(baseline: Reading) -> None:
+    incident = one(settled([baseline]))
+    assert incident.verdict.unusable is Unusable.GPU
+    assert incident.evidence[0].first.baseline
+    assert "already" in incident.verdict.reason
+
+
+def test_a_hang_is_a_dead_context_until_the_step_ends_and_part_of_the_fault_that_explains_it() -> (
+    None
+):
+    fusion, told = fused([step(0, State.FAILED, 1), step(0.1, State.FAILED, 2)])
+    assert (told[-1].name, told[-1].shards) == ("hang", (1, 2))
+    fusion.add(step(9, State.HEALTHY, 1))
+    assert one(fusion.open()).name == "hang"
+    assert [i.ended for i in fusion.add(step(9.1, State.HEALTHY, 2))] == ["recovered"]
+    incident = one(settled([step(0.6, State.FAILED, 1), xid(0, 79, 0), nccl(0.8, 2)]))
+    assert (incident.code, incident.shards) == (79, (0,))
+
+
+def test_a_fault_of_somebody_elses_gpu_does_not_explain_the_engines_hang() -> None:
+    ranks = RANKS[:2]
+    found = settled([xid(0, 48, 5), step(0.5, State.FAILED, 1)], ranks=ranks)
+    assert sorted((i.name, i.shards) for i in found) == [("hang", (1,)), ("xid 48", ())]
+
+
+def test_a_fault_of_the_node_concerns_all_ranks() -> None:
+    loaded = read(0, "fabric", NODE, Source.FABRIC_LOG, State.FAILED)
+    assert one(settled([loaded])).shards == tuple(range(8))
+
+
+def test_a_later_and_greater_fault_of_an_unusable_gpu_is_an_incident_of_its_own_a_lesser_is_not() -> (
+    None
+):
+    fusion, _ = fused([xid(0, 48), xid(600, 13, pid=1000)])
+    assert one(fusion.open()).code == 48
+    assert one(fusion.add(xid(700, 79))).code == 79
+    assert len(fusion.open()) == 2
+
+
+def test_an_incident_that_turns_out_to_be_part_of_another_says_so() -> None:
+    fusion, told = fused([xid(0, 63), xid(0.1, 31, pid=1000)])
+    assert len(fusion.open()) == 2
+    told = fusion.add(xid(0.2, 48))
+    merged = next(i for i in told if i.ended == "merged")
+    assert merged.merged_into == one(fusion.open()).id
+
+
+def test_who_waits_for_the_source_that_names_processes_does_not_accuse_the_wrong_one() -> None:
+    settings = Settings(names_pids=True)
+    fusion, told = fused([event(0, 31)], settings=settings)
+    assert told == []
+    told = fusion.add(xid(0.01, 31, pid=555))
+    assert one(told).shards == ()
+    fusion, _ = fused([event(0, 31)], settings=settings)
+    assert fusion.deadline() == pytest.approx(T0 + 0.05)
+    assert one(fusion.tick(T0 + 0.06)).shards == (0,)
+
+
+def test_a_lost_record_is_counted_and_no_fault() -> None:
+    lost = Reading(at=T0, source=Source.KERNEL_LOG, probe="log", state=State.UNKNOWN, device=Device(kind="node"), facts={"lost": "17"})  # fmt: skip
+    fusion, told = fused([lost])
+    assert (told, fusion.snapshot().lost) == ([], 17)
