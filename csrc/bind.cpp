@@ -105,4 +105,5 @@ PYBIND11_MODULE(_core, module) {
   bind_watch(module);
   bind_beats(module);
   bind_watch_log(module);
+  bind_watch_nvml(module);
 }

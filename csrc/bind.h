@@ -97,5 +97,6 @@ void bind_backing(py::module_ &module);
 void bind_watch(py::module_ &module);
 void bind_beats(py::module_ &module);
 void bind_watch_log(py::module_ &module);
+void bind_watch_nvml(py::module_ &module);
 
 }  // namespace bind

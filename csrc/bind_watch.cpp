@@ -52,12 +52,15 @@ void bind_watch(py::module_ &module) {
       });
 
   py::class_<PyWatchQueue>(module, "WatchQueue")
-      .def(py::init([](size_t capacity) {
+      .def(py::init([](size_t capacity, uintptr_t on_record, uintptr_t context) {
              gft_watch_queue *handle = nullptr;
-             call([&] { return gft_watch_queue_create(capacity, nullptr, nullptr, &handle); });
+             call([&] {
+               return gft_watch_queue_create(capacity, reinterpret_cast<gft_watch_callback>(on_record),
+                                             reinterpret_cast<void *>(context), &handle);
+             });
              return PyWatchQueue{owned(handle, gft_watch_queue_free)};
            }),
-           py::arg("capacity") = 4096)
+           py::arg("capacity") = 4096, py::kw_only(), py::arg("on_record") = 0, py::arg("context") = 0)
       .def(
           "take",
           [](const PyWatchQueue &queue, size_t limit) {

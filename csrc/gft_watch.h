@@ -53,6 +53,47 @@ gft_status gft_watch_parse_line(gft_bytes line, gft_watch_callback each, void *c
 gft_status gft_watch_parse_log(gft_bytes log, int format, double window, gft_watch_callback each, void *context);
 gft_status gft_watch_parse_file(const char *path, int format, double window, gft_watch_callback each, void *context);
 
+/* --- NVML: events of the driver, and a poll for what comes without one ------------------------------------------------ */
+
+typedef struct gft_nvml_watcher gft_nvml_watcher;
+
+typedef struct gft_nvml_options {
+  const char *library;   /* "libnvidia-ml.so.1", or a path */
+  const gft_bytes *gpus; /* indexes, UUIDs (of MIG instances too) or PCI addresses; NULL: all */
+  size_t gpu_count;
+  double poll_s;          /* 0: events only, else 0.01..3600 */
+  double call_deadline_s; /* 0.05..600 */
+} gft_nvml_options;
+
+typedef struct gft_nvml_gpu {
+  int index; /* -1 and empty bytes: not known */
+  gft_bytes uuid, bdf, name;
+  uint64_t supported, registered; /* event bits */
+  int responsive;                 /* 0 for good once a call about it did not return */
+  int avoided;                    /* asked nothing more: on request, after XID 79, 119, 120, 175 or "GPU unavailable" */
+  int lost;                       /* the last poll said that it is lost or needs a reset */
+  int recovery_action;            /* field 230, -1: not known */
+} gft_nvml_gpu;
+
+/* Opens the library. GFT_NOT_FOUND: there is none. GFT_VERSION: too old. Makes no CUDA context, ever. */
+gft_status gft_nvml_watcher_create(gft_watch_queue *queue, const gft_nvml_options *options, gft_nvml_watcher **out);
+/* Stops without waiting. What is stuck in the driver keeps what it needs. */
+void gft_nvml_watcher_free(gft_nvml_watcher *watcher);
+/* Once; afterwards events are recorded. Blocks at most about five call deadlines. GFT_TIMED_OUT: NVML's init does not return.
+ * GFT_NOT_FOUND: no driver, or not one of the GPUs named. */
+gft_status gft_nvml_watcher_start(gft_nvml_watcher *watcher);
+/* Waits at most `seconds`. *ended: 0 when a thread is left, stuck in the driver or late; it does no harm. */
+gft_status gft_nvml_watcher_stop(gft_nvml_watcher *watcher, double seconds, int *ended);
+gft_status gft_nvml_watcher_gpus(gft_nvml_watcher *watcher, void (*each)(void *context, const gft_nvml_gpu *gpu), void *context);
+/* Driver version and the library's path, for people. */
+gft_status gft_nvml_watcher_about(gft_nvml_watcher *watcher, void (*each)(void *context, const char *name, const char *value),
+                                  void *context);
+/* Numbers by name: events, spurious_xids, event_errors, sets, polls, stuck_calls, event_threads. */
+gft_status gft_nvml_watcher_counts(gft_nvml_watcher *watcher, void (*each)(void *context, const char *name, uint64_t value),
+                                   void *context);
+/* Asks the GPU of that index nothing more. *known: whether it is one of the watched. */
+gft_status gft_nvml_watcher_avoid(gft_nvml_watcher *watcher, int index, int *known);
+
 #ifdef __cplusplus
 }
 #endif

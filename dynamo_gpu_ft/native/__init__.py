@@ -44,6 +44,8 @@ class Core(Protocol):
     HangWatch: type[_core.HangWatch]
     HangJudge: type[_core.HangJudge]
     WatchRecord: type[_core.WatchRecord]
+    NvmlWatcher: type[_core.NvmlWatcher]
+    WatchedGpu: type[_core.WatchedGpu]
 
     def parse_line(self, line: bytes) -> _core.WatchRecord | None: ...
     def parse_log(

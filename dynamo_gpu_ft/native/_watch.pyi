@@ -2,6 +2,7 @@
 
 Sources of faults push records into a queue from their own native threads, whatever Python does meanwhile."""
 
+from collections.abc import Sequence
 from os import PathLike
 
 class WatchRecord:
@@ -27,8 +28,10 @@ class WatchQueue:
     """A bounded queue of records. Records that did not fit are told by one: source "queue", what "overflow", their count."""
 
     lost: int
-    def __init__(self, capacity: int = 4096) -> None:
-        """Errors: "invalid" (capacity not in 1..1000000), "io" (no eventfd)."""
+    def __init__(self, capacity: int = 4096, *, on_record: int = 0, context: int = 0) -> None:
+        """`on_record`: address of a C function (`gft_watch_callback` of csrc/gft_watch.h) that is called with `context` on the source's
+        own thread, without the GIL, for every record; both must outlive the sources. Errors: "invalid" (capacity not in 1..1000000),
+        "io" (no eventfd)."""
     def take(self, limit: int = 0) -> list[WatchRecord]:
         """Oldest first, at most `limit` (0: all). Never blocks. [] in a forked child."""
     def wait(self, timeout: float) -> bool:
@@ -54,3 +57,57 @@ def parse_log(
     Equal lines within `window` seconds, growing to 30 of them, are folded: the first is told at once, the others as one record with
     their count. Reads to the end of the file without the GIL; memory grows with what is found, not with the log.
     Errors: "not_found", "io", "invalid"."""
+
+class WatchedGpu:
+    """What a watcher knows of a GPU; -1 and "" are unknown. `supported` and `registered` are NVML's event bits."""
+
+    index: int
+    uuid: str
+    bdf: str  # "0000:9b:00"
+    name: str
+    supported: int
+    registered: int
+    responsive: bool  # False for good once a call about it did not return
+    avoided: bool  # asked nothing more
+    lost: bool
+    recovery_action: int  # NVML's field 230, -1: not known
+
+class NvmlWatcher:
+    """Watches GPUs through NVML with native threads: the driver's events, and a poll for what comes without one. No CUDA context.
+
+    Records (source "nvml_event" or "nvml_poll", what):
+      xid              code = XID, -1 where NVML does not know it
+      event            code = another event bit; facts["data"] where the driver gave a value
+      recovery_action  code = the new action of field 230; facts["previous"]
+      gpu_lost         code = 15 (lost) or 16 (reset required), 0: it answers again
+      unresponsive     a call about this GPU (index -1: about none) did not return within its deadline; facts["call"]
+      error            code = another return code of NVML, 0: over; text says of which call
+      driver_unbind, driver_bind  by somebody, of the GPU in `bdf`
+    What was so when watching began has facts["baseline"]."""
+
+    driver_version: str
+    library: str
+    def __init__(
+        self,
+        queue: WatchQueue,
+        *,
+        library: str = "libnvidia-ml.so.1",
+        gpus: Sequence[str] | None = None,
+        poll_s: float = 0.25,
+        call_deadline_s: float = 2.0,
+    ) -> None:
+        """`gpus`: indexes, UUIDs (a MIG instance's means its GPU) or PCI addresses; None: all. `poll_s` 0: events only.
+
+        Errors: "not_found" (no NVML here), "version" (one that is too old), "invalid"."""
+    def start(self) -> None:
+        """Once. Afterwards events are recorded. Blocks for NVML's own start, at most about five call deadlines, without the GIL.
+
+        Errors: "timed_out" (NVML's init does not return), "not_found" (no driver, or not one of the GPUs), "invalid", "forked"."""
+    def stop(self, deadline: float = 5.0) -> bool:
+        """Waits at most `deadline` seconds. False: a thread is left, stuck in the driver or late; it does no harm. True in a forked child."""
+    def gpus(self) -> list[WatchedGpu]:
+        """[] before the start and in a forked child. Never blocks on the driver."""
+    def counts(self) -> dict[str, int]:
+        """events, spurious_xids (XID 0: ignored), event_errors, sets, polls, stuck_calls, event_threads, since the start."""
+    def avoid(self, index: int) -> bool:
+        """Asks that GPU nothing more, for good: for whoever learns by another way that it fell silent. False: not one of ours."""
