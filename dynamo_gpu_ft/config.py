@@ -74,6 +74,7 @@ class Config:
     metrics_host: str = _key("127.0.0.1", "host", "address the metrics ports listen on")
     journal: str = _key("", "path", "file that gets every event as a JSON line; empty = none")
     cache: str = _key("", "path", "folder of converted models; empty = ~/.cache/dynamo_gpu_ft")
+    health_call_deadline_s: float = _key(2.0, "seconds", "longest driver call of a probe", 0.01)
     takeover: bool = _key(False, "bool", "take the arena from a live but hung owner")
 
     def __post_init__(self) -> None:

@@ -145,7 +145,7 @@ def test_a_number_that_no_table_holds_is_unknown_and_judged_with_care(
             assert meaning.verdict.unusable is Unusable.CONTEXT
             assert meaning.verdict.action is Action.RESTART_CONTEXT
             assert not meaning.verdict.certain
-            assert state_of(meaning.class_name) is State.UNKNOWN
+            assert state_of(meaning.class_name) is State.FAILED
 
 
 FACTS = ("registers", "intr_info", "error_status", "severity", "new_action", "new_text", "uvm", "class", "error")  # fmt: skip

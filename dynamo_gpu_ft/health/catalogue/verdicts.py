@@ -42,9 +42,10 @@ def gravest(class_names: set[str]) -> str:
 
 
 def state_of(class_name: str) -> State:
-    """How a reading says it: a class that asks for nothing is healthy, one that only reports degraded, UNKNOWN is unknown."""
-    if class_name not in tables.classes() or class_name == UNKNOWN:
-        return State.UNKNOWN
+    """How a reading says it: a class that asks for nothing is healthy, one that only reports is degraded, all others failed.
+
+    UNKNOWN is failed too: that something broke was seen, only its code is in no table. A source that sees nothing is another matter.
+    """
     unusable, action = gravity(class_name)
     if unusable:
         return State.FAILED
