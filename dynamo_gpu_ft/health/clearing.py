@@ -17,6 +17,7 @@ from dynamo_gpu_ft.health.settings import Settings
 Signs = Mapping[tuple[int, str], float]
 """(device number, `cure_key`) -> when it was last told to be fine."""
 
+NODE = -1  # as a device number: whatever concerns the driver as a whole
 _LEVEL = ("recovery_action", "gpu_lost", "driver")
 
 
@@ -25,10 +26,13 @@ def recovered_at(entries: Sequence[Entry], signs: Signs) -> float | None:
 
     Every state that it rests on must be fine again, later than the last bad reading of any kind, and one of them must be able to
     take back the root: the driver's recovery action for anything, a GPU that answers again for a lost one or a stuck driver, and
-    a probe's own state for what it told itself.
+    a probe's own state for what it told itself. A driver that was bound anew begins with a clean slate.
     """
     root = entries[0]
     last_bad = max(entry.last.at for entry in entries)
+    rebound = max(signs.get((n, "rebound"), -math.inf) for n in (root.known.number, NODE))
+    if rebound >= last_bad:
+        return rebound if root.verdict.lasting else None
     told: list[tuple[str, float]] = []
     for entry in entries:
         key = cure_key(entry.first)
@@ -38,16 +42,12 @@ def recovered_at(entries: Sequence[Entry], signs: Signs) -> float | None:
         if sign is None or sign < entry.last.at:
             return None
         told.append((key, sign))
-    number = root.known.number
-    rebound = signs.get((number, "rebound"), signs.get((-1, "rebound")))
-    if rebound is not None:
-        told.append(("rebound", rebound))
     ends = [sign for key, sign in told if _takes_back(key, root)]
     return max(ends, default=None) if max(ends, default=-math.inf) >= last_bad else None
 
 
 def _takes_back(key: str, root: Entry) -> bool:
-    if key in ("recovery_action", "rebound"):
+    if key == "recovery_action":
         return root.verdict.lasting
     if key == "gpu_lost":
         return root.family in (Family.BUS, Family.DRIVER, Family.RECOVERY)

@@ -66,7 +66,7 @@ class Entry:
         self.plain: bytes | None = None
         self.foreign = False
         self.first = self.last = reading
-        self.count = 1
+        self.count = max(1, reading.count)
         self.frozen = False
         self.case: Any = None
         self.single = self.verdict = verdict
@@ -83,7 +83,7 @@ class Entry:
 
     def fold(self, reading: Reading) -> bool:
         """One more; whether it is the earliest by now."""
-        self.count += 1
+        self.count += max(1, reading.count)
         if before(reading, self.first):
             self.first, self.plain = reading, None
             return True
@@ -115,7 +115,7 @@ def _plain(reading: Reading) -> bytes:
 def name_of(reading: Reading) -> str:
     """A fault in a word or two, for people and for tables."""
     if reading.probe == "driver":
-        return "driver_unresponsive"
+        return "driver_" + (reading.facts.get("event", "")[:16] or "unresponsive")
     if reading.probe == "step":
         failed = "gone" if reading.facts.get("kind") == "gone" else "hang"
         return failed if reading.state is State.FAILED else "slow"
@@ -140,9 +140,9 @@ def bounded(reading: Reading, settings: Settings) -> Reading:
         changes["facts"] = {k[:limit]: v[: max(0, limit - len(k))] for k, v in kept}
     if len(reading.serial) > 64:
         changes["serial"] = reading.serial[:64]
-    for name in ("code", "pid", "shard"):
+    for name in ("code", "pid", "shard", "count"):
         if not _fits(getattr(reading, name)):
-            changes[name] = None
+            changes[name] = 1 if name == "count" else None
     if len(reading.probe) > 32:
         changes["probe"] = reading.probe[:32]
     device = reading.device

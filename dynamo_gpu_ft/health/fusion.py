@@ -113,6 +113,15 @@ class Fusion:
             self._pass_time(now)
         return self._answer()
 
+    def set_ranks(self, ranks: Sequence[Rank]) -> list[Incident]:
+        """The engine's ranks are others from now on; open incidents may concern others too."""
+        self._intake.set_ranks(ranks)
+        for case in self._cases:
+            for entry in case.entries:
+                self._intake.attribute(entry, entry.first)
+            case.touched = True
+        return self._answer()
+
     def deadline(self) -> float | None:
         """When `tick` will have something to do if nothing else happens; None: never."""
         return self._next if math.isfinite(self._next) else None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dynamo_gpu_ft.health import rules
 from dynamo_gpu_ft.health.attribution import rank_of_process, ranks_on
 from dynamo_gpu_ft.health.causes import Family, family_of
+from dynamo_gpu_ft.health.clearing import NODE
 from dynamo_gpu_ft.health.entries import Entry, bounded
 from dynamo_gpu_ft.health.incidents import Action, Unusable, Verdict
 from dynamo_gpu_ft.health.levels import Levels
@@ -24,7 +25,6 @@ from dynamo_gpu_ft.topology import Rank
 _PER_PROCESS = (Family.UNKNOWN, Family.APP, Family.ENGINE)
 _AT_ATTACH = ("recovery_action", "rows", "gpu_lost", "driver")
 Fold = Callable[[tuple[object, ...], Reading, "Verdict | None"], bool]
-NODE = -1  # as a device number: whatever concerns the driver as a whole
 
 
 class Intake:
@@ -43,7 +43,7 @@ class Intake:
     ) -> None:
         self.driver = driver
         self.names = Names()
-        self.ranks = tuple((rank, self.names.resolve(rank.device)) for rank in ranks)
+        self.set_ranks(ranks)
         self.repeats = Repeats(settings)
         self.levels = Levels()
         self.signs: Bounded[tuple[int, str], float] = Bounded(4096)
@@ -54,7 +54,17 @@ class Intake:
         self._catalogue = rules.Remembered(catalogue)
         self._graces = list(graces)
         self._serials: Bounded[tuple[object, ...], None] = Bounded(4096)
+
+    def set_ranks(self, ranks: Sequence[Rank]) -> None:
         self._all_ranks = tuple(ranks)
+        self.ranks = tuple((rank, self.names.resolve(rank.device)) for rank in ranks)
+
+    def attribute(self, entry: Entry, reading: Reading) -> None:
+        """Whose process an entry names, and whether it is certainly none of the engine's."""
+        entry.shard, entry.foreign = rank_of_process(reading, self._all_ranks)
+        device = entry.known.device
+        if self.ranks and device.kind == "gpu" and device.known and entry.shard is None:
+            entry.foreign = entry.foreign or not ranks_on(entry.known, self.ranks)
 
     def take(self, reading: Reading, fold: Fold) -> Entry | None:
         """`fold` may take the reading into an entry there is already under its key: then None."""
@@ -155,10 +165,7 @@ class Intake:
         entry = Entry(key, known, bounded(reading, self._settings), family, verdict, kind)
         if raised is not None:
             entry.rise(raised)
-        entry.shard, entry.foreign = rank_of_process(reading, self._all_ranks)
-        device = known.device
-        if self.ranks and device.kind == "gpu" and device.known and entry.shard is None:
-            entry.foreign = entry.foreign or not ranks_on(known, self.ranks)
+        self.attribute(entry, reading)
         return entry
 
 

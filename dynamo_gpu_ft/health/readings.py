@@ -48,6 +48,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     pid       process that the source names, in the namespace that `pid_space` tells ("host", "own", "" = none named)
     shard     rank of the engine that saw it in itself, None for what concerns a device as a whole
     serial    identity within the source (kernel-log sequence number, event count), "" when it has none
+    count     how many equal observations a source folded into this one
     baseline  true for what was there already when watching began: known, but nothing that happened now
     """
 
@@ -64,4 +65,5 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     pid_space: str = ""
     shard: int | None = None
     serial: str = ""
+    count: int = 1
     baseline: bool = False

@@ -140,6 +140,21 @@ _FAILED = {
         Unusable.NOTHING, Action.REPORT, False, "the GPU slows itself down: power or heat"
     ),
 }  # fmt: skip
+_RESET_REQUIRED = _verdict(
+    Unusable.GPU, Action.RESET_GPU, True, "the driver refuses calls until this GPU has been reset"
+)
+_UNBOUND = _verdict(
+    Unusable.GPU,
+    Action.REPORT,
+    True,
+    "somebody took this GPU from the driver; usable once it is bound again",
+)
+_UNLOADED = _verdict(
+    Unusable.NODE,
+    Action.REPORT,
+    True,
+    "the driver was unloaded; no GPU can be used until it is loaded again",
+)
 _DEGRADED = {
     "rows": _verdict(
         Unusable.NOTHING, Action.DRAIN_AND_RESET_GPU, True,
@@ -162,6 +177,10 @@ def meaning(reading: Reading, driver: str, catalogue: Catalogue) -> tuple[Verdic
             return found.verdict, found.class_name
         if reading.probe != "recovery_action":
             return CAREFUL, "UNKNOWN"
+    if reading.probe == "driver" and reading.facts.get("event", ""):
+        return (_UNLOADED if reading.device.kind == "node" else _UNBOUND), ""
+    if reading.probe == "gpu_lost" and reading.code == 16:
+        return _RESET_REQUIRED, ""
     if reading.probe == "event":
         return EVENTS.get(reading.code or 0, NOTHING), ""
     if reading.probe == "step" and reading.facts.get("kind") == "gone":
@@ -232,5 +251,6 @@ def cure_key(reading: Reading) -> str:
     if reading.probe not in STATES:
         return ""
     where = reading.facts.get("link", "") if reading.probe == "nvlink" else ""
-    where = where or ("" if reading.shard is None else f"shard {reading.shard}")
+    if reading.probe in ("step", "process") and reading.shard is not None:
+        where = f"shard {reading.shard}"
     return f"{reading.probe} {where}".strip()

@@ -185,6 +185,29 @@ def test_a_driver_that_is_bound_anew_ends_what_was_wrong_with_the_gpu() -> None:
     assert fusion.open() == []
 
 
+def test_an_unloaded_driver_takes_the_whole_node_until_it_is_loaded_again() -> None:
+    def driver(at: float, what: str) -> Reading:
+        facts = {"event": what}
+        return read(at, "driver", NODE, Source.NVML_COUNTER, State.DEGRADED, facts=facts)
+
+    fusion, told = fused([xid(0, 79, 3), driver(60, "unloaded")])
+    assert (told[-1].verdict.unusable, told[-1].shards) == (Unusable.NODE, tuple(range(8)))
+    assert {i.ended for i in fusion.add(driver(90, "bound"))} == {"recovered"}
+    assert fusion.open() == []
+
+
+def test_observations_that_a_source_folded_are_counted() -> None:
+    fusion, _ = fused([xid(0, 79, count=1000), xid(1, 79)])
+    assert one(fusion.open()).evidence[0].count == 1001
+
+
+def test_ranks_that_become_known_later_are_the_ones_it_concerns() -> None:
+    fusion, told = fused([xid(0, 79, 2)], ranks=())
+    assert told[0].shards == ()
+    assert one(fusion.set_ranks(RANKS)).shards == (2,)
+    assert one(fusion.open()).shards == (2,)
+
+
 def test_a_dead_context_is_over_once_it_is_quiet_and_a_second_death_is_a_second_incident() -> None:
     fusion, told = fused([xid(0, 31, pid=1000)])
     ended = one(fusion.tick(T0 + 11))
