@@ -74,6 +74,7 @@ Options options_of(const gft_disk_options &from) {
   out.window_ms = from.window_ms;
   out.depth = from.depth;
   out.idle_ms = from.idle_ms;
+  out.read_threads = from.read_threads;
   out.live_ratio = from.live_ratio;
   out.compress = static_cast<Codec>(from.compress);
   out.backend = static_cast<Backend>(from.backend);
@@ -94,8 +95,8 @@ const char *gft_disk_number_name(size_t index) { return index < std::size(kNumbe
 void gft_disk_defaults(gft_disk_options *options) {
   Options from;
   *options = {from.segment_bytes, from.cap_bytes, from.staging_bytes, from.group_bytes, from.window_ms, from.depth,
-              from.idle_ms,       from.live_ratio, 0,                 0,                from.direct,    from.takeover,
-              "",                 nullptr,         0};
+              from.read_threads,  from.idle_ms,   from.live_ratio,    0,                0,              from.direct,
+              from.takeover,      "",             nullptr,            0};
 }
 
 gft_status gft_disk_open(const char *folder, const gft_disk_options *options, int read_only, gft_disk **out) {

@@ -35,7 +35,7 @@ typedef struct gft_disk_fault {
 /* Fill with gft_disk_defaults, then change what is wanted. */
 typedef struct gft_disk_options {
   uint64_t segment_bytes, cap_bytes, staging_bytes, group_bytes;
-  uint32_t window_ms, depth, idle_ms;
+  uint32_t window_ms, depth, read_threads, idle_ms;
   double live_ratio;
   uint32_t compress; /* a codec */
   uint32_t backend;  /* 0 best, 1 io_uring, 2 threads */

@@ -69,7 +69,7 @@ def open_reader(config: Config, shard: int) -> _core.DiskLog | None:
     if not path.is_dir():
         return None
     try:
-        return core.DiskLog.open(str(path), read_only=True)
+        return core.DiskLog.open(str(path), read_only=True, read_threads=config.copy_threads)
     except core.CoreError as error:
         _log.warning("the log %s is not read: %s", path, error)
         return None
@@ -81,6 +81,7 @@ def epoch_floor(config: Config, shards: Sequence[int]) -> int:
     for shard in shards if config.disk_dir else ():
         log = open_reader(config, shard)
         if log is not None:
+            read_threads=config.copy_threads,
             newest = max(newest, int(log.stats()["max_epoch"]))
             log.close()
     return newest

@@ -74,10 +74,11 @@ class DiskLog:
         backend: str = "best",
         direct: bool = True,
         digest: str = "",
+        read_threads: int = 1,
         faults: Sequence[tuple[str, int, int, int]] = [],
     ) -> DiskLog:
         """Recovers what is there. 0: the default. `compress`: "none", "zstd", "lz4", in idle time. `backend`: "best", "io_uring",
-        "threads". `faults`: (kind "read" | "write" | "sync", first, how many, errno), for tests.
+        "threads". `read_threads`: how many verify what one `read_into` or fetch reads. `faults`: (kind "read" | "write" | "sync", first, how many, errno), for tests.
 
         Errors: "busy" (names the pid) without `takeover`; "not_found" (reader), "invalid", "mismatch", "damaged". A folder that can
         be read but not written opens with appends refused: see `stats`."""
