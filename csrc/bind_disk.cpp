@@ -212,6 +212,21 @@ py::dict stats(const PyLog &log) {
 }  // namespace
 
 void bind_disk(py::module_ &module) {
+  module.def(
+      "disk_users",
+      [](const std::string &folder) {
+        uint64_t writer = 0;
+        int readers = 0;
+        call([&] { return gft_disk_users(folder.c_str(), &writer, &readers); });
+        return std::pair(writer, readers != 0);
+      },
+      py::arg("folder"));
+  module.def(
+      "disk_set_aside",
+      [](const std::string &folder, const std::string &to, bool even_if_read) {
+        call([&] { return gft_disk_set_aside(folder.c_str(), to.c_str(), even_if_read); });
+      },
+      py::arg("folder"), py::arg("to"), py::kw_only(), py::arg("even_if_read") = false);
   py::class_<gft_disk_key>(module, "DiskKey")
       .def(py::init(&make_key), py::kw_only(), py::arg("namespace"), py::arg("shard"), py::arg("position"), py::arg("epoch"),
            py::arg("block_hash"), py::arg("parent_link"), py::arg("payload_bytes"), py::arg("link"), py::arg("digest"))

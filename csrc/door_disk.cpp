@@ -7,6 +7,7 @@
 #include "disk/io.h"
 #include "disk/log.h"
 #include "disk/parse.h"
+#include "disk/users.h"
 #include "door.h"
 #include "door_disk.h"
 #include "gft_disk.h"
@@ -73,8 +74,8 @@ Options options_of(const gft_disk_options &from) {
   out.group_bytes = from.group_bytes;
   out.window_ms = from.window_ms;
   out.depth = from.depth;
-  out.idle_ms = from.idle_ms;
   out.read_threads = from.read_threads;
+  out.idle_ms = from.idle_ms;
   out.live_ratio = from.live_ratio;
   out.compress = static_cast<Codec>(from.compress);
   out.backend = static_cast<Backend>(from.backend);
@@ -230,6 +231,18 @@ gft_status gft_disk_close(gft_disk *log, double seconds, int *done) {
 }
 
 void gft_disk_free(gft_disk *log) { delete log; }
+
+gft_status gft_disk_users(const char *folder, uint64_t *writer, int *readers) {
+  return behind_wall([&] {
+    Users found = users_of(folder);
+    *writer = found.writer ? std::max<uint64_t>(found.pid, 1) : 0;
+    *readers = found.readers;
+  });
+}
+
+gft_status gft_disk_set_aside(const char *folder, const char *to, int even_if_read) {
+  return behind_wall([&] { set_aside(folder, to, even_if_read != 0); });
+}
 
 const char *gft_disk_uring_version(void) { return uring_version(); }
 const char *gft_disk_codec_version(uint32_t codec) { return codec <= 2 ? codec_version(static_cast<Codec>(codec)) : "absent"; }

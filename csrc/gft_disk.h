@@ -91,6 +91,11 @@ gft_status gft_disk_get_stats(gft_disk *log, void (*each)(void *context, const g
 gft_status gft_disk_close(gft_disk *log, double seconds, int *done);
 void gft_disk_free(gft_disk *log);
 
+/* Who has the log of a folder open, by its locks: `writer` is 0 when none lives, else its pid (1 when it did not say). */
+gft_status gft_disk_users(const char *folder, uint64_t *writer, int *readers);
+/* Renames the folder of a log that nobody has open to `to`; GFT_BUSY. What is in it stays; who opens the log begins a new one. */
+gft_status gft_disk_set_aside(const char *folder, const char *to, int even_if_read);
+
 /* What the build found: versions, or "absent". */
 const char *gft_disk_uring_version(void);
 const char *gft_disk_codec_version(uint32_t codec);

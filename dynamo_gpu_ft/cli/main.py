@@ -37,7 +37,7 @@ COMMANDS = {
         "dynamo_gpu_ft.cli.demo.command",
     ),
     "inspect": Command(
-        "what an arena holds: namespaces, blocks, open requests; --verify reads every payload",
+        "what an arena or a disk log holds; --verify reads every payload; --remove-unused tidies a folder of logs up",
         "dynamo_gpu_ft.cli.inspect",
     ),
     "export": Command(
