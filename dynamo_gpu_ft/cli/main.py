@@ -41,11 +41,11 @@ COMMANDS = {
         "dynamo_gpu_ft.cli.inspect",
     ),
     "export": Command(
-        "KV blocks of an arena, whole prefixes with their chain, to a folder of safetensors files",
+        "KV blocks of an arena or of disk logs, whole prefixes with their chain, to a folder of safetensors files",
         "dynamo_gpu_ft.cli.export_kv",
     ),
     "import": Command(
-        "a folder that export wrote into an arena; every digest and link is verified before anything is sealed",
+        "a folder that export wrote into an arena or disk logs; every digest and link is verified before anything is sealed",
         "dynamo_gpu_ft.cli.import_kv",
     ),
     "explain": Command(

@@ -28,11 +28,16 @@ BLOCKS_OF_SEGMENT = 8
 PAGE, AROUND, LARGEST_SEGMENT, SEGMENTS_OF_CAP = 4096, 5 * 4096, 4 << 30, 8
 
 
+def record_bytes(payload_bytes: int) -> int:
+    """What a block takes on disk: a header page, and whole pages of payload."""
+    return PAGE + -(-payload_bytes // PAGE) * PAGE
+
+
 def segment_bytes(config: Config, payload_bytes: int) -> int:
     """The size of a log's files for blocks of `payload_bytes`: the configured one, or what holds several of them. Pure.
 
     Raises `NotProtected` when not even one block fits."""
-    record = PAGE + -(-payload_bytes // PAGE) * PAGE
+    record = record_bytes(payload_bytes)
     largest = min(LARGEST_SEGMENT, config.disk_bytes // SEGMENTS_OF_CAP // PAGE * PAGE)
     least = record + AROUND
     if least > LARGEST_SEGMENT:
@@ -76,15 +81,7 @@ def open_backing(
     path = folder(config, shard)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        opened = core.DiskLog.open(
-            str(path),
-            cap_bytes=config.disk_bytes,
-            segment_bytes=segment_bytes(config, arena.slot_bytes),
-            compress=config.disk_compress,
-            read_threads=config.copy_threads,
-            takeover=config.takeover,
-            digest=arena.digest_name,
-        )
+        opened = open_writer(config, shard, arena.slot_bytes, arena.digest_name)
         opened.add_namespace(record)
         queued = max(1, config.disk_lag_bytes // arena.slot_bytes)
         return DiskFiller(core.Backing(writer, opened, queue_blocks=queued), opened)
@@ -92,6 +89,19 @@ def open_backing(
         _log.error("NOT PROTECTED on disk: the log %s cannot be opened: %s", path, error)
         metrics().set("disk_protected", 0)
         return None
+
+
+def open_writer(config: Config, shard: int, payload_bytes: int, digest: str) -> _core.DiskLog:
+    """The shard's log for writing blocks of one size. Raises `NotProtected` (they can never fit) and `CoreError`."""
+    return native.load().DiskLog.open(
+        str(folder(config, shard)),
+        cap_bytes=config.disk_bytes,
+        segment_bytes=segment_bytes(config, payload_bytes),
+        compress=config.disk_compress,
+        read_threads=config.copy_threads,
+        takeover=config.takeover,
+        digest=digest,
+    )
 
 
 def open_reader(config: Config, shard: int) -> _core.DiskLog | None:
