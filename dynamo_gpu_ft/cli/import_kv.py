@@ -212,7 +212,7 @@ def _text(answer: dict[str, Any]) -> str:
     said = f"{answer['verified']} blocks verified in {answer['folder']}"
     if "arena" not in answer and "disk" not in answer:
         return said
-    if answer["refused"]:
+    if answer.get("refused"):
         reasons = ", ".join(f"{count} {reason}" for reason, count in answer["refused"].items())
         print(f"dynamo-gpu-ft import: blocks that did not fit: {reasons}", file=sys.stderr)
     if "disk" in answer:

@@ -35,8 +35,9 @@ def fill(
     spaces: list[list[_core.Identity]],
     payloads: Payloads,
 ) -> dict[str, Any]:
-    """Stores verified blocks. Raises `PortableError` before anything is written, `ArenaError` when a log stops in the middle of
-    it (in use, no room, a failing disk): what was committed by then is whole."""
+    """Stores verified blocks. Raises `PortableError` before anything is written, or later when the folder is no longer what was
+    verified; `ArenaError` when a log stops in the middle of it (in use, no room, a failing disk). What was committed by then
+    is whole."""
     counts = Counter(i.shard for found in spaces for i in found)
     records = [portable.unhex(space.record, "record") for space in manifest.namespaces]
     _check(config, manifest, records, counts)
@@ -48,9 +49,8 @@ def fill(
     return {
         "disk": str(disk.folder(config, 0).parent),
         "shards": sorted(counts),
-        "stored": results.pop("ok", 0),
-        "present": results.pop("present", 0),
-        "refused": dict(results),
+        "stored": results["ok"],
+        "present": results["present"],
     }
 
 
@@ -87,7 +87,6 @@ def _fill_one(
 ) -> Counter[str]:
     core, path = native.load(), disk.folder(config, shard)
     results: Counter[str] = Counter()
-    refused: set[bytes] = set()  # links: what continues one is left out too
     log = None
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -95,13 +94,8 @@ def _fill_one(
         for record in records:
             log.add_namespace(record)
         for ticket, (_, identity, data) in enumerate(payloads):
-            status = "chain"
-            if identity.parent_link not in refused:
-                status = _append(log, identity, data, ticket)
-            if status not in ("ok", "present"):
-                refused.add(identity.link)
-            if status != "ok":
-                results[status] += 1
+            if log.append(_key(identity), data, ticket, FLUSH_S) == "present":
+                results["present"] += 1
             results.update(said for _, said in log.poll())
         flushed = log.flush(FLUSH_S)
         results.update(said for _, said in log.poll())
@@ -120,9 +114,8 @@ def _fill_one(
     return results
 
 
-def _append(log: _core.DiskLog, identity: _core.Identity, data: bytes, ticket: int) -> str:
-    core = native.load()
-    key = core.DiskKey(
+def _key(identity: _core.Identity) -> _core.DiskKey:
+    return native.load().DiskKey(
         namespace=identity.namespace_id,
         shard=identity.shard,
         position=identity.position,
@@ -133,12 +126,6 @@ def _append(log: _core.DiskLog, identity: _core.Identity, data: bytes, ticket: i
         link=identity.link,
         digest=identity.digest,
     )
-    try:
-        return str(log.append(key, data, ticket, FLUSH_S))
-    except core.CoreError as error:
-        if error.code == "digest":  # the file changed after it was verified
-            return str(error.code)
-        raise
 
 
 def _stopped(path: str, code: str, text: str) -> ArenaError:
