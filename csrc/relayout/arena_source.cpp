@@ -10,8 +10,8 @@
 namespace gft {
 namespace {
 
-// Short enough that the digest finds in the first-level cache what was copied just before.
-constexpr uint64_t kChunk = 8192;
+// Short enough that the digest finds in the first-level cache what was copied just before; 8 KiB were a tenth slower.
+constexpr uint64_t kChunk = 4096;
 
 class ArenaChain : public SourceChain {
  public:

@@ -1,118 +1,120 @@
-// The loops that move bytes. Runs are short (one row of one head is 64 to 512 bytes), so the inner loop is chosen by the
-// run's length at compile time, and the next run's source lines are asked for while this one is copied.
-#include <cstring>
+// Walks a plan's copies: outer loops here, whole rows (rows.h) and transposed planes (transpose.h) inside.
+// Copies that share their outer loops, K and V of one source say, take turns in them, so that a source is read once.
+#include <algorithm>
+#include <vector>
 
 #include "plan.h"
-
-#if defined(__x86_64__)
-#include <emmintrin.h>
-#endif
+#include "rows.h"
+#include "transpose.h"
 
 namespace gft {
 namespace {
 
-constexpr uint64_t kLine = 64;
 // Targets that fill a good part of the second-level cache are written past the caches.
 constexpr uint64_t kStreamingTarget = uint64_t{256} << 10;
-// The processor itself looks ahead within a page at most; runs that are far apart are asked for this many bytes before.
-constexpr uint64_t kAheadBytes = 2048, kAskedFor = 4096;
 
-struct Row {  // the innermost dimension
-  uint64_t count, from_stride, to_stride, bytes;
+// A run this long is worth a call of its own.
+constexpr uint64_t kLongRun = 4096;
+// So many copies take turns at most: more would only push each other's lines out of the caches.
+constexpr size_t kTurns = 64;
+
+// One copy with its kernel: `loops` of its dimensions are loops around it.
+struct Walk {
+  StridedCopy copy;
+  const uint8_t *from;
+  uint8_t *to;
+  uint32_t loops;
+  bool past_caches;
+  Row row;
+  RowKernel rows;  // null: the plane
+  Plane plane;
 };
-using Inner = void (*)(const Row &, const uint8_t *, uint8_t *);
 
-template <uint64_t kBytes>
-void fixed(const Row &row, const uint8_t *from, uint8_t *to) {
-  for (uint64_t i = 0; i < row.count; ++i, from += row.from_stride, to += row.to_stride) std::memcpy(to, from, kBytes);
+void move_dim(StridedCopy &copy, uint32_t which, uint32_t to) {
+  auto move = [&](uint64_t *of) { std::rotate(of + which, of + which + 1, of + to + 1); };
+  move(copy.count), move(copy.from_stride), move(copy.to_stride);
 }
 
-void any(const Row &row, const uint8_t *from, uint8_t *to) {
-  for (uint64_t i = 0; i < row.count; ++i, from += row.from_stride, to += row.to_stride) std::memcpy(to, from, row.bytes);
+Walk prepare(const StridedCopy &copy, const uint8_t *source, uint8_t *target, uint64_t target_bytes) {
+  Walk walk{copy, source + copy.from, target + copy.to, 0, target_bytes >= kStreamingTarget, {1, 0, 0, copy.bytes}, nullptr, {}};
+  if (uint32_t last = copy.dims - 1; copy.dims >= 2 && can_transpose(copy.bytes) && copy.to_stride[last] == copy.bytes)
+    for (uint32_t d = 0; d < last; ++d)
+      if (copy.from_stride[d] == copy.bytes) {
+        walk.plane = {copy.count[last], copy.count[d], copy.from_stride[last], copy.to_stride[d], copy.bytes};
+        move_dim(walk.copy, d, last - 1);
+        walk.loops = copy.dims - 2;
+        return walk;
+      }
+  uint64_t places = reinterpret_cast<uintptr_t>(walk.to) | copy.bytes;
+  for (uint32_t d = 0; d < copy.dims; ++d) places |= copy.to_stride[d];
+  walk.past_caches = walk.past_caches && places % kLine == 0;
+  walk.loops = copy.dims;
+  if (copy.dims && copy.bytes < kLongRun) {
+    walk.loops = copy.dims - 1;
+    walk.row = {copy.count[walk.loops], copy.from_stride[walk.loops], copy.to_stride[walk.loops], copy.bytes};
+  }
+  walk.rows = row_kernel(walk.row, walk.past_caches);
+  return walk;
 }
 
-#if defined(__x86_64__)
-void line_past_caches(const uint8_t *from, uint8_t *to) {
-  auto *source = reinterpret_cast<const __m128i *>(from);
-  auto *target = reinterpret_cast<__m128i *>(to);
-  __m128i a = _mm_loadu_si128(source), b = _mm_loadu_si128(source + 1);
-  __m128i c = _mm_loadu_si128(source + 2), d = _mm_loadu_si128(source + 3);
-  _mm_stream_si128(target, a);
-  _mm_stream_si128(target + 1, b);
-  _mm_stream_si128(target + 2, c);
-  _mm_stream_si128(target + 3, d);
+// Counts `at` on over the loops [first, end), the innermost quickest; false after the last step.
+bool next_step(const StridedCopy &copy, uint32_t first, uint32_t end, uint64_t *at) {
+  for (uint32_t d = std::min<uint32_t>(end, GFT_COPY_DIMS); d-- > first;) {
+    if (++at[d] < copy.count[d]) return true;
+    at[d] = 0;
+  }
+  return false;
 }
 
-// Whole lines at addresses of whole lines.
-void streaming(const Row &row, const uint8_t *from, uint8_t *to) {
-  uint64_t rows_ahead = row.bytes < kAheadBytes ? kAheadBytes / row.bytes : 1;
-  bool ask = row.bytes <= kAskedFor;
-  for (uint64_t i = 0; i < row.count; ++i, from += row.from_stride, to += row.to_stride) {
-    // A hint: an address behind the end does no harm.
-    auto ahead = reinterpret_cast<const char *>(reinterpret_cast<uintptr_t>(from) + rows_ahead * row.from_stride);
-    for (uint64_t at = 0; at < row.bytes; at += kLine) {
-      if (ask) _mm_prefetch(ahead + at, _MM_HINT_NTA);
-      line_past_caches(from + at, to + at);
+void kernel(const Walk &walk, const uint64_t *at) {
+  const uint8_t *from = walk.from;
+  uint8_t *to = walk.to;
+  for (uint32_t d = 0; d < walk.loops; ++d) {
+    from += at[d] * walk.copy.from_stride[d];
+    to += at[d] * walk.copy.to_stride[d];
+  }
+  if (walk.rows)
+    walk.rows(walk.row, from, to);
+  else
+    transpose(walk.plane, from, to, walk.past_caches, walk.loops ? walk.copy.from_stride[walk.loops - 1] : 0);
+}
+
+// `walks` take turns in their first `common` loops, which are as long.
+void go(std::span<const Walk> walks, uint32_t common) {
+  uint64_t outer[GFT_COPY_DIMS] = {};
+  do {
+    for (const Walk &walk : walks) {
+      uint64_t at[GFT_COPY_DIMS];
+      std::copy(outer, outer + GFT_COPY_DIMS, at);
+      do kernel(walk, at);
+      while (next_step(walk.copy, common, walk.loops, at));
     }
-  }
+  } while (next_step(walks[0].copy, 0, common, outer));
 }
 
-bool can_stream(const StridedCopy &copy, const uint8_t *target, uint64_t target_bytes) {
-  uint64_t all = reinterpret_cast<uintptr_t>(target) | copy.to | copy.bytes;
-  for (uint32_t d = 0; d < copy.dims; ++d) all |= copy.to_stride[d];
-  return target_bytes >= kStreamingTarget && all % kLine == 0;
-}
-void finish_streaming() { _mm_sfence(); }
-#else
-void streaming(const Row &row, const uint8_t *from, uint8_t *to) { any(row, from, to); }
-bool can_stream(const StridedCopy &, const uint8_t *, uint64_t) { return false; }
-void finish_streaming() {}
-#endif
-
-Inner inner_for(uint64_t bytes) {
-  switch (bytes) {
-    case 1: return fixed<1>;
-    case 2: return fixed<2>;
-    case 4: return fixed<4>;
-    case 8: return fixed<8>;
-    case 16: return fixed<16>;
-    case 32: return fixed<32>;
-    case 64: return fixed<64>;
-    case 128: return fixed<128>;
-    case 256: return fixed<256>;
-    case 512: return fixed<512>;
-    default: return any;
-  }
-}
-
-void walk(const StridedCopy &copy, const uint8_t *from, uint8_t *to, Inner inner) {
-  uint32_t outer = copy.dims ? copy.dims - 1 : 0;
-  Row row = {1, 0, 0, copy.bytes};
-  if (copy.dims) row = {copy.count[outer], copy.from_stride[outer], copy.to_stride[outer], copy.bytes};
-  uint64_t at[GFT_COPY_DIMS] = {};
-  for (;;) {
-    inner(row, from, to);
-    uint32_t d = outer;
-    for (;;) {
-      if (d == 0) return;
-      --d;
-      from += copy.from_stride[d];
-      to += copy.to_stride[d];
-      if (++at[d] < copy.count[d]) break;
-      from -= copy.from_stride[d] * copy.count[d];
-      to -= copy.to_stride[d] * copy.count[d];
-      at[d] = 0;
-    }
-  }
+uint32_t common_loops(const Walk &a, const Walk &b, uint32_t most) {
+  uint32_t d = 0;
+  while (d < std::min({a.loops, b.loops, most}) && a.copy.count[d] == b.copy.count[d]) ++d;
+  return d;
 }
 
 }  // namespace
 
 void RelayoutPlan::run(const uint8_t *const *sources, uint8_t *target) const {
-  for (const StridedCopy &copy : copies_)
-    walk(copy, sources[copy.source] + copy.from, target + copy.to,
-         can_stream(copy, target, target_bytes) ? streaming : inner_for(copy.bytes));
-  finish_streaming();
+  std::vector<Walk> walks;
+  for (size_t i = 0; i < copies_.size();) {
+    walks.assign(1, prepare(copies_[i], sources[copies_[i].source], target, target_bytes));
+    uint32_t common = walks[0].loops;
+    for (++i; i < copies_.size() && common > 0 && walks.size() < kTurns; ++i) {
+      Walk next = prepare(copies_[i], sources[copies_[i].source], target, target_bytes);
+      uint32_t with_next = common_loops(walks[0], next, common);
+      if (with_next == 0) break;
+      common = with_next;
+      walks.push_back(next);
+    }
+    go(walks, common);
+  }
+  finish_rows();
 }
 
 }  // namespace gft

@@ -1,4 +1,5 @@
-"""The core's C++ test programs: digests against known values, a life under hostile bytes, everything at once from many threads,
+"""The core's C++ test programs: digests against known values, conversions against a byte by byte
+reference, a life under hostile bytes, everything at once from many threads,
 lanes that change hands between dying processes, a disk log that is appended to, read, collected and followed at once.
 
 They are built here with both digests; `make sanitize` (or GFT_SANITIZE=1) also runs them under ASan, UBSan and TSan.
@@ -35,6 +36,7 @@ def make(target: str, *variables: str) -> str:
 
 def test_the_programs_pass_with_the_digest_of_this_machine() -> None:
     out = make("plain", "CASES=20000")
+    assert "relayouts: ok, 20000 cases" in out
     assert "hostile: 20000 cases" in out
     assert "hostile: ok" in out
     assert "threads: ok" in out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import mmap
 import os
 import random
 from typing import Any
@@ -57,6 +58,50 @@ def test_random_layouts_are_converted_there_and_back_bit_for_bit(rng: random.Ran
         back = plan(target, source, some)
         for block in range(tokens // source.block_tokens):
             assert convert(back, made, block) == there[some, block], f"run {number}, back"
+
+
+#: (orders of the source, of the target, their tensor-parallel sizes): what `bench relayout` measures.
+LARGE = [
+    ("PNHSD PNHSD", "PNHSD PNHSD", 2, 1),
+    ("PNHSD PNHSD", "PNHSD PNHSD", 1, 2),
+    ("PNHSD PNHSD", "PHNSD PHNSD", 1, 1),
+    ("PHNSD PHNSD", "SPNHD SPNHD", 1, 1),
+    ("PNHSD PNHSD", "PHSDN PHSND", 1, 1),
+    ("PHSDN PHSND", "PNHSD PNHSD", 1, 1),
+]
+
+
+@pytest.mark.parametrize("itemsize", [1, 2, 4, 8])
+@pytest.mark.parametrize(("before", "after", "tp_before", "tp_after"), LARGE)
+def test_payloads_too_large_for_the_caches_are_converted_at_any_address(
+    rng: random.Random, before: str, after: str, tp_before: int, tp_after: int, itemsize: int
+) -> None:
+    def of(order: str, tp: int) -> ShardLayout:
+        k, v = order.split()
+        return layout(
+            heads=8,
+            tp=tp,
+            itemsize=itemsize,
+            dtype=f"u{itemsize}",
+            block_tokens=36,
+            piece_tokens=36,
+            parts=(Part("k", 128, k), Part("v", 128, v)),
+            layers=(LayerRun("l.{}", 0, 8 // itemsize + 1),),
+        )
+
+    source, target = of(before, tp_before), of(after, tp_after)
+    assert target.payload_bytes >= 256 << 10
+    model = kv_of_model(rng, 36, source)
+    there, wanted = every_payload(model, source, 36), payload(model, target, 0, 0)
+    found = plan(source, target, 0)
+    chosen = [there[shard, 0] for shard in found.source_shards]
+    page = mmap.mmap(-1, target.payload_bytes + 128)
+    for shift in (0, 16, 33, 64):
+        page[:] = b"\x77" * len(page)
+        fence = memoryview(page)[shift : shift + target.payload_bytes]
+        compiled(found)[0].run(chosen, fence)
+        assert bytes(fence) == wanted, f"at {shift} bytes behind a page"
+        assert set(page[:shift] + page[shift + target.payload_bytes :]) == {0x77}
 
 
 def test_only_the_ranges_a_plan_names_are_read(rng: random.Random) -> None:
