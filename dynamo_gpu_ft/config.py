@@ -39,9 +39,7 @@ class Config:
     ledger_bytes: int = _key("64MiB", "bytes", "room of the request ledger", 1 << 16)
     disk_dir: str = _key("", "path", "folder of the disk logs, on a real disk; empty = no disk")
     disk_bytes: int = _key("64GiB", "bytes", "room of each shard's disk log", 16 << 20)
-    disk_segment_bytes: int = _key(
-        "256MiB", "bytes", "size of a log's files; more for large blocks", 1 << 20
-    )
+    disk_segment_bytes: int = _key("256MiB", "bytes", "size of a log's files", 1 << 20)
     disk_compress: str = _key("none", "name", "in idle time: none, lz4 or zstd")
     disk_lag_bytes: int = _key("1GiB", "bytes", "sealed bytes that may wait for the disk", 0)
     copy_threads: int = _key(1, "count", "threads that copy and digest, per worker", 1, 64)
@@ -74,6 +72,10 @@ class Config:
     request_wait_s: float = _key(0.0, "seconds", "longest gap one request may see; 0 = no limit", 0)
     metrics_port: int = _key(0, "port", "metrics port; worker rank r has +1+r; 0 = off", 0, 65535)
     metrics_host: str = _key("127.0.0.1", "host", "address the metrics ports listen on")
+    health_port: int = _key(
+        0, "port", "port of GET /health/gpu; worker rank r has +1+r; 0 = off", 0, 65535
+    )
+    health_host: str = _key("127.0.0.1", "host", "address the health port listens on")
     journal: str = _key("", "path", "file that gets every event as a JSON line; empty = none")
     cache: str = _key("", "path", "folder of converted models; empty = ~/.cache/dynamo_gpu_ft")
     health_call_deadline_s: float = _key(2.0, "seconds", "longest driver call of a probe", 0.01)

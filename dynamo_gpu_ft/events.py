@@ -80,7 +80,42 @@ class NotProtectedEvent(_Event, frozen=True, kw_only=True, tag="not_protected"):
     reason: str
 
 
+class IncidentEvent(_Event, frozen=True, kw_only=True, tag="incident"):
+    """A fault of a device, the driver or a rank was noticed, is judged anew or is over.
+
+    `incident` and `version` name it; the rest is the incident's own, in words of the health room.
+    """
+
+    incident: str
+    version: int
+    name: str
+    devices: tuple[str, ...]
+    shards: tuple[int, ...]
+    unusable: str
+    action: str
+    reason: str
+    sources: tuple[str, ...] = ()
+    certain: bool = True
+    cleared: bool = False
+    ended: str = ""
+
+    @property
+    def line(self) -> str:
+        """One line that a person understands."""
+        of = f", shard {', '.join(map(str, self.shards))}" if self.shards else ""
+        where = ", ".join(self.devices) or "no device named"
+        if self.cleared:
+            return f"fault {self.incident} is over ({self.ended}): {self.name} on {where}{of}"
+        sure = "" if self.certain else "perhaps "
+        what = "nothing" if self.unusable == "nothing" else f"{sure}this {self.unusable}"
+        return (
+            f"fault {self.incident}: {self.name} on {where}{of}: unusable: {what}; "
+            f"to do: {self.action.replace('_', ' ')}; {self.reason} (seen by {', '.join(self.sources)})"
+        )
+
+
 Event = Union[
+    IncidentEvent,
     EngineReady,
     EngineDied,
     StepDone,
@@ -140,12 +175,16 @@ class EventStream:
 def log_event(event: Event) -> None:
     """Listener: one log line per event, a warning when it is bad news."""
     bad = isinstance(event, _BAD) or (isinstance(event, StepDone) and not event.ok)
+    if isinstance(event, IncidentEvent):
+        bad = event.unusable != "nothing" and not event.cleared
     level = logging.WARNING if bad else logging.INFO
     if _log.isEnabledFor(level):
         _log.log(level, "%s", _one_line(event))
 
 
 def _one_line(event: Event) -> str:
+    if isinstance(event, IncidentEvent):
+        return event.line
     fields = {k: v for k, v in msgspec.to_builtins(event).items() if k not in ("event", "time")}
     tag = event.__struct_config__.tag
     return f"{tag} " + " ".join(f"{key}={value}" for key, value in fields.items())

@@ -145,6 +145,18 @@ class Fusion:
             **{kind: intake.counts[kind] for kind in kinds},
         )
 
+    @property
+    def ranks_known(self) -> bool:
+        return bool(self._intake.ranks)
+
+    @property
+    def lost(self) -> int:
+        return self._intake.counts["lost"]
+
+    def lose(self, count: int) -> None:
+        """Notes readings that never got here."""
+        self._intake.counts["lost"] += count
+
     def _fold(self, key: tuple[object, ...], reading: Reading, raised: Verdict | None) -> bool:
         """Takes one more reading into the entry of its kind, if there is one that it can belong to."""
         entry = self._entries.get(key)

@@ -29,6 +29,9 @@ Counter = Literal[
     "restored_tokens_total",
     "recomputed_tokens_total",
     "recoveries_total",
+    "health_readings_total",
+    "health_lost_total",
+    "health_incidents_total",
 ]
 Gauge = Literal[
     "snapshot_lag_tokens",
@@ -38,6 +41,7 @@ Gauge = Literal[
     "open_requests",
     "protected",
     "info",
+    "health_open_incidents",
 ]
 Histogram = Literal["recovery_duration_seconds"]
 
@@ -186,6 +190,38 @@ TABLE: tuple[Metric, ...] = (
     ),
     Metric("open_requests", "gauge", "Requests with an open stream", "requests", ("front",)),
     Metric("protected", "gauge", "1 while protection is on, 0 once it had to give up", "", _ALL),
+    Metric(
+        "health_readings_total",
+        "counter",
+        "Readings of faults and states taken in, by source",
+        "readings",
+        ("front", "worker"),
+        ("source",),
+    ),
+    Metric(
+        "health_lost_total",
+        "counter",
+        "Readings or incidents that did not get through, by where (wire, monitor: what its sources say they lost too, listener)",
+        "readings",
+        ("front", "worker"),
+        ("source",),
+    ),
+    Metric(
+        "health_incidents_total",
+        "counter",
+        "Faults noticed, by what their first verdict made unusable",
+        "incidents",
+        ("front", "worker"),
+        ("verdict",),
+    ),
+    Metric(
+        "health_open_incidents",
+        "gauge",
+        "Faults that are not over, by what they make unusable",
+        "incidents",
+        ("front", "worker"),
+        ("verdict",),
+    ),
     Metric("info", "gauge", "Always 1; labels describe the build", "", _ALL, ("version", "digest")),
 )
 

@@ -62,8 +62,7 @@ def sealed(path: Path | str) -> dict[bytes, bytes]:
     found = {}
     for slot in arena.scan():
         data = bytearray(arena.slot_bytes)
-        identity = core.read_block(arena, slot.slot, data)
-        found[identity.link] = bytes(data)
+        found[core.read_block(arena, slot.slot, data).link] = bytes(data)
     return found
 
 
