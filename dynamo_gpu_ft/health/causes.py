@@ -42,7 +42,7 @@ FIRMWARE = (175, 120, 119)
 APP = (31, 13)
 NOISE = (45,)
 BUS = (79,)
-UNKNOWN_TO_NVML = 999
+UNKNOWN_TO_NVML = (999, -1)  # an XID that NVML cannot name: some other source may
 
 # NVML event bits that repeat what an XID or the poll says as well.
 EVENTS = {
@@ -53,7 +53,6 @@ EVENTS = {
     0x1000: (Family.MEMORY, 25),
     0x2000: (Family.MEMORY, 24),
     0x4000: (Family.RECOVERY, 3),
-    0x8000: (Family.RECOVERY, 4),
 }
 
 _BY_CODE: dict[int, tuple[Family, int]] = {
@@ -95,8 +94,10 @@ def family_of(reading: Reading, verdict: Verdict, kind: str) -> tuple[Family, in
         if code in _BY_CODE:
             family, order = _BY_CODE[code]
             return family, 2 * order + less
-        if kind.startswith("UNKNOWN") or code == UNKNOWN_TO_NVML:
-            return Family.UNKNOWN, int(code == UNKNOWN_TO_NVML)
+        if code in UNKNOWN_TO_NVML:
+            return Family.ENGINE, 9
+        if kind.startswith("UNKNOWN"):
+            return Family.UNKNOWN, 0
         if verdict.unusable in (Unusable.GPU, Unusable.NODE):
             return Family.DEVICE, 20
         if verdict.unusable is Unusable.LINK:

@@ -90,7 +90,7 @@ FLAPPING = _verdict(
     Unusable.LINK, Action.REBUILD_GROUP, True, "an NVLink goes up and down again and again"
 )
 
-# NVML's other events: (unusable, action, lasting, certain, reason).
+# NVML's other events. That the recovery action has changed (0x8000) says nothing by itself: the poll tells to what.
 EVENTS = {
     0x2: _verdict(Unusable.GPU, Action.RESET_GPU, True, "uncorrectable memory error"),
     0x200: STORM,
@@ -104,9 +104,6 @@ EVENTS = {
     ),
     0x4000: _verdict(
         Unusable.GPU, Action.RESET_GPU, True, "the driver reports the GPU as unavailable"
-    ),
-    0x8000: _verdict(
-        Unusable.NOTHING, Action.REPORT, False, "the driver's recovery action has changed"
     ),
 }
 

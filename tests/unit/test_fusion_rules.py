@@ -388,6 +388,12 @@ def test_who_waits_for_the_source_that_names_processes_does_not_accuse_the_wrong
     assert one(fusion.tick(T0 + 0.06)).shards == (0,)
 
 
+@pytest.mark.parametrize("code", [999, -1])
+def test_an_xid_that_nvml_cannot_name_is_the_one_that_another_source_names(code: int) -> None:
+    assert one(settled([event(0, code), xid(0.1, 31, pid=1000)])).code == 31
+    assert one(settled([event(0, code)])).verdict.unusable is Unusable.CONTEXT
+
+
 def test_a_lost_record_is_counted_and_no_fault() -> None:
     lost = Reading(at=T0, source=Source.KERNEL_LOG, probe="log", state=State.UNKNOWN, device=Device(kind="node"), facts={"lost": "17"})  # fmt: skip
     fusion, told = fused([lost])
