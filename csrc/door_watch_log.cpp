@@ -8,11 +8,20 @@
 
 #include "door.h"
 #include "door_watch.h"
+#include "watch/log_reader.h"
 #include "watch/log_stream.h"
+#include "watch/tracepoint.h"
 
 using gft::behind_wall;
 using gft::fail;
 using namespace gft::watch;
+
+struct gft_log_reader {
+  std::unique_ptr<LogReader> reader;
+};
+struct gft_trace_reader {
+  std::unique_ptr<TraceReader> reader;
+};
 
 namespace {
 
@@ -34,6 +43,15 @@ Fold::Rules rules_of(double window) {
 LogStream stream_for(int format, double window, gft_watch_callback each, void *context) {
   return LogStream(format_of(format), true, rules_of(window),
                    [each, context](const Record &record) { tell(each, context, record); });
+}
+
+std::vector<std::string> events_of(const char *const *events, size_t count) {
+  if (!count) return {"nvidia/nvidia_dev_xid", "nvswitch/nvswitch_dev_sxid"};
+  std::vector<std::string> out(events, events + count);
+  for (const std::string &event : out)
+    if (event.empty() || event.front() == '/' || event.find("..") != event.npos)
+      fail(GFT_INVALID, "\"%s\" is no event; it must be like nvidia/nvidia_dev_xid", event.c_str());
+  return out;
 }
 
 }  // namespace
@@ -75,4 +93,41 @@ gft_status gft_watch_parse_file(const char *path, int format, double window, gft
     }
     stream.finish(0);
   });
+}
+
+gft_status gft_log_reader_start(gft_watch_queue *queue, const char *path, int format, int from_start, double window,
+                                gft_log_reader **out) {
+  return behind_wall([&] {
+    ReaderRules rules{format_of(format), from_start != 0, rules_of(window), nullptr};
+    *out = new gft_log_reader{std::make_unique<LogReader>(queue->queue, path, rules)};
+  });
+}
+
+uint64_t gft_log_reader_lines(gft_log_reader *reader) { return reader->reader->lines(); }
+
+void gft_log_reader_free(gft_log_reader *reader) { delete reader; }
+
+gft_status gft_trace_reader_start(gft_watch_queue *queue, const char *path, const char *const *events, size_t count, double window,
+                                  gft_trace_reader **out) {
+  return behind_wall([&] {
+    *out = new gft_trace_reader{
+        std::make_unique<TraceReader>(queue->queue, path ? path : "", events_of(events, count), rules_of(window))};
+  });
+}
+
+const char *gft_trace_reader_event(gft_trace_reader *reader, size_t i) {
+  const auto &enabled = reader->reader->enabled();
+  return i < enabled.size() ? enabled[i].c_str() : nullptr;
+}
+
+uint64_t gft_trace_reader_lines(gft_trace_reader *reader) { return reader->reader->lines(); }
+
+void gft_trace_reader_free(gft_trace_reader *reader) { delete reader; }
+
+gft_status gft_trace_readable(const char *path) {
+  return behind_wall([&] { readable_tracepoints(path ? path : "", events_of(nullptr, 0)); });
+}
+
+gft_status gft_log_readable(const char *path) {
+  return behind_wall([&] { Tail tail(path, false); });
 }

@@ -94,6 +94,35 @@ gft_status gft_nvml_watcher_counts(gft_nvml_watcher *watcher, void (*each)(void 
 /* Asks the GPU of that index nothing more. *known: whether it is one of the watched. */
 gft_status gft_nvml_watcher_avoid(gft_nvml_watcher *watcher, int index, int *known);
 
+/* --- The kernel log and the driver's tracepoints, followed ------------------------------------------------------------ */
+
+typedef struct gft_log_reader gft_log_reader;
+typedef struct gft_trace_reader gft_trace_reader;
+
+/* Starts a thread that follows the log at `path`: the kernel's device, a file (rotation, truncation, one that comes later), a pipe.
+ * It begins at the end; with `from_start` what is there already comes first, each record with the fact "baseline". Lost lines are
+ * told by a record "gap". GFT_NOT_FOUND (a device that is not there), GFT_IO (may not be read), each with what mends it. */
+gft_status gft_log_reader_start(gft_watch_queue *queue, const char *path, int format, int from_start, double window,
+                                gft_log_reader **out);
+/* Lines read so far. */
+uint64_t gft_log_reader_lines(gft_log_reader *reader);
+/* Waits for the thread, which ends at once; what was folded is told. In a forked child only forgets. */
+void gft_log_reader_free(gft_log_reader *reader);
+
+/* The driver's tracepoints, `count` names like "nvidia/nvidia_dev_xid" (0: all known), in a tracefs instance of our own. `path`: NULL
+ * looks where tracefs usually is; another tracefs; or a file in the format of trace_pipe, which is followed instead. Records have the
+ * source "tracepoint". GFT_NOT_FOUND without tracefs or these events, GFT_IO where the instance may not be made. */
+gft_status gft_trace_reader_start(gft_watch_queue *queue, const char *path, const char *const *events, size_t count, double window,
+                                  gft_trace_reader **out);
+/* The name of the i-th event that is on, NULL beyond them. */
+const char *gft_trace_reader_event(gft_trace_reader *reader, size_t i);
+uint64_t gft_trace_reader_lines(gft_trace_reader *reader);
+void gft_trace_reader_free(gft_trace_reader *reader);
+/* What could be read, changing nothing: GFT_OK, or the same errors as gft_trace_reader_start. */
+gft_status gft_trace_readable(const char *path);
+/* Whether `path` could be followed, reading nothing of it: GFT_OK, or the same errors as gft_log_reader_start. */
+gft_status gft_log_readable(const char *path);
+
 #ifdef __cplusplus
 }
 #endif

@@ -241,6 +241,33 @@ Frame frame_of(std::string_view line) {
   return out;
 }
 
+Frame frame_of_trace(std::string_view line) {
+  Frame out;
+  out.text = line;
+  // The name of the task may hold anything, a bracket too; what follows the right bracket has one shape only.
+  for (Cursor at{line}; at.jump("] ");) {
+    Cursor event = at;
+    int64_t since;
+    event.spaces();
+    event.until(" ");
+    event.spaces();
+    if (!seconds(event, since) || !event.skip(": ") || event.until(":").empty() || !event.skip(": ")) continue;
+    out.text = event.left;
+    out.clock = Clock::boot;
+    out.stamp_ns = since;
+    break;
+  }
+  return out;
+}
+
+uint64_t lost_events(std::string_view line) {
+  Cursor at{line};
+  int64_t count;
+  return at.skip("CPU:") && at.jump(" [LOST ") && at.number(count) && at.skip(" EVENTS]") && count > 0
+             ? static_cast<uint64_t>(count)
+             : 0;
+}
+
 void unescape(std::string_view text, size_t most, std::string &out) {
   out.clear();
   for (size_t i = 0; i < text.size() && out.size() < most; ++i) {

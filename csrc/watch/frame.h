@@ -23,6 +23,11 @@ struct Frame {
 // journalctl, also with ISO dates), "Xid (...) ..." (none of them). One line without its newline.
 Frame frame_of(std::string_view line);
 
+// The same for a line of tracefs: "  name-123  [001] d..1.  1234.567890: nvidia_dev_xid: text"; one in another form is all message.
+Frame frame_of_trace(std::string_view line);
+// "CPU:3 [LOST 12 EVENTS]" -> 12; 0 for any other line.
+uint64_t lost_events(std::string_view line);
+
 // What frame_of does with the name and facility that a journal gives in fields.
 void judge_origin(std::string_view identifier, Frame &frame);
 

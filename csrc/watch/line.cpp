@@ -108,8 +108,11 @@ bool parse_line(std::string_view text, bool nvrm, Memory &memory, Line &out) {
   out = Line();
   if (parse_process(text, out) || parse_fabric(text, out)) return true;
   // The second and third line of a probe failure carry no "NVRM: " where the kernel printed them as one.
-  if ((contains(text, "installed in this ") || contains(text, "fallen off the bus")) && parse_driver(text, memory, out))
-    return true;
+  Cursor rest{text};
+  rest.spaces();
+  for (std::string_view word : {"(PCI ID: ", "installed in this ", "fallen off the bus", "GPU "})
+    if (rest.left.starts_with(word) && (word[0] != 'G' || contains(text, "fallen off the bus")) && parse_driver(text, memory, out))
+      return true;
   out.what = nullptr;
   return false;
 }

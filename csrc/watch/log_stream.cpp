@@ -10,8 +10,9 @@ namespace gft::watch {
 
 LogStream::LogStream(LogFormat format, bool own_clock, Fold::Rules rules, Fold::Out out)
     : format_(format),
+      out_(std::move(out)),
       own_clock_(own_clock),
-      fold_(rules, std::move(out)),
+      fold_(rules, [this](Record record) { tell(std::move(record)); }),
       split_([this](std::string_view text, bool whole) { line(text, whole); }),
       journal_([this](const JournalEntry &each) { entry(each); }) {}
 
@@ -38,6 +39,22 @@ void LogStream::cut(int64_t now_ns) {
   journal_.cut();
 }
 
+void LogStream::gap(const char *why, uint64_t count, int64_t now_ns) {
+  Record record;
+  record.source = "kernel_log";
+  record.what = "gap";
+  record.at_ns = record.last_ns = now_ns;
+  record.count = std::max<uint64_t>(count, 1);
+  record.serial = lines_;
+  record.facts.emplace_back("why", why);
+  tell(std::move(record));
+}
+
+void LogStream::tell(Record record) {
+  if (format_ == LogFormat::trace) record.source = "tracepoint";
+  out_(std::move(record));
+}
+
 void LogStream::tick(int64_t now_ns) { fold_.tick(own_clock_ ? last_stamp_ : now_ns); }
 
 void LogStream::finish(int64_t now_ns) {
@@ -47,7 +64,9 @@ void LogStream::finish(int64_t now_ns) {
 
 void LogStream::line(std::string_view text, bool whole) {
   ++lines_;
-  Frame frame = frame_of(text);
+  if (format_ == LogFormat::trace)
+    if (uint64_t lost = lost_events(text)) return gap("overwritten", lost, now_ns_);
+  Frame frame = format_ == LogFormat::trace ? frame_of_trace(text) : frame_of(text);
   if (!frame.serial) frame.serial = lines_;
   message(frame, whole);
 }

@@ -9,7 +9,7 @@
 
 namespace gft::watch {
 
-enum class LogFormat { automatic, text, kmsg, journal };
+enum class LogFormat { automatic, text, kmsg, journal, trace };
 
 class LogStream {
  public:
@@ -23,6 +23,8 @@ class LogStream {
   void feed(std::string_view bytes, int64_t now_ns);
   // One record as /dev/kmsg gives it per read.
   void record(std::string_view bytes, int64_t now_ns);
+  // Something was lost before what comes next: a record "gap".
+  void gap(const char *why, uint64_t count, int64_t now_ns);
   // What is unfinished will not be continued: the writer died, the file was exchanged.
   void cut(int64_t now_ns);
   void tick(int64_t now_ns);
@@ -34,12 +36,14 @@ class LogStream {
   uint64_t lines() const { return lines_; }
 
  private:
+  void tell(Record record);
   void line(std::string_view text, bool whole);
   void entry(const JournalEntry &entry);
   void message(const Frame &frame, bool whole);
   void say(std::string_view text, const Frame &frame, bool whole);
 
   LogFormat format_;
+  const Fold::Out out_;
   const bool own_clock_;
   bool was_there_ = false;
   Fold fold_;

@@ -23,7 +23,7 @@ struct Cursor {
     return true;
   }
   void spaces() {
-    while (peek() == ' ') left.remove_prefix(1);
+    while (peek() == ' ' || peek() == '\t') left.remove_prefix(1);
   }
   // Goes behind the next `word`, false (and nowhere) when there is none.
   bool jump(std::string_view word) {

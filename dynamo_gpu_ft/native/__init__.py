@@ -46,7 +46,11 @@ class Core(Protocol):
     WatchRecord: type[_core.WatchRecord]
     NvmlWatcher: type[_core.NvmlWatcher]
     WatchedGpu: type[_core.WatchedGpu]
+    LogReader: type[_core.LogReader]
+    TraceReader: type[_core.TraceReader]
 
+    def log_readable(self, path: str | PathLike[str]) -> None: ...
+    def trace_readable(self, path: str | PathLike[str] = "") -> None: ...
     def parse_line(self, line: bytes) -> _core.WatchRecord | None: ...
     def parse_log(
         self,

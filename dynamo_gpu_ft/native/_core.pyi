@@ -20,12 +20,16 @@ from dynamo_gpu_ft.native._device import device_plan as device_plan
 from dynamo_gpu_ft.native._disk import DiskEntry as DiskEntry
 from dynamo_gpu_ft.native._disk import DiskKey as DiskKey
 from dynamo_gpu_ft.native._disk import DiskLog as DiskLog
+from dynamo_gpu_ft.native._watch import LogReader as LogReader
 from dynamo_gpu_ft.native._watch import NvmlWatcher as NvmlWatcher
+from dynamo_gpu_ft.native._watch import TraceReader as TraceReader
 from dynamo_gpu_ft.native._watch import WatchedGpu as WatchedGpu
 from dynamo_gpu_ft.native._watch import WatchQueue as WatchQueue
 from dynamo_gpu_ft.native._watch import WatchRecord as WatchRecord
+from dynamo_gpu_ft.native._watch import log_readable as log_readable
 from dynamo_gpu_ft.native._watch import parse_line as parse_line
 from dynamo_gpu_ft.native._watch import parse_log as parse_log
+from dynamo_gpu_ft.native._watch import trace_readable as trace_readable
 
 class CoreError(RuntimeError):
     """`code` is the lower-case status name without prefix: "busy", "fenced", "no_space", "damaged", "mismatch", ..."""

@@ -111,3 +111,52 @@ class NvmlWatcher:
         """events, spurious_xids (XID 0: ignored), event_errors, sets, polls, stuck_calls, event_threads, since the start."""
     def avoid(self, index: int) -> bool:
         """Asks that GPU nothing more, for good: for whoever learns by another way that it fell silent. False: not one of ours."""
+
+class LogReader:
+    """Follows a log with a thread of its own and pushes what it says about GPUs into the queue, as `parse_line` gives it.
+
+    /dev/kmsg, a file (rotated by renaming, truncated, or one that comes later), a FIFO or `/dev/fd/N` of a command's output. Times
+    are those of the reading. Equal lines within `window` seconds, growing to 30 of them, are folded. Lost lines are told by a record
+    "gap" with their count, where it is known, and `why`. Stops when the object goes; a forked child has no thread."""
+
+    lines: int  # read so far
+    def __init__(
+        self,
+        queue: WatchQueue,
+        path: str | PathLike[str],
+        *,
+        format: str = "auto",
+        from_start: bool = False,
+        window: float = 1.0,
+    ) -> None:
+        """`from_start`: what is there already comes first, with the fact "baseline"; it tells names of GPUs and old faults.
+
+        Errors: "not_found" (a device that is not there), "io" (may not be read; the text says what mends it), "invalid"."""
+    def stop(self) -> None:
+        """Ends the thread; what was folded is in the queue afterwards. Twice is once."""
+
+class TraceReader:
+    """The driver's tracepoints of XIDs and SXids in a tracefs instance of its own; otherwise as `LogReader`. Source "tracepoint"."""
+
+    lines: int
+    events: list[str]  # that are on
+    def __init__(
+        self,
+        queue: WatchQueue,
+        path: str | PathLike[str] = "",
+        *,
+        events: list[str] = ...,
+        window: float = 1.0,
+    ) -> None:
+        """`path`: "" where tracefs usually is, another tracefs, or a file in the format of trace_pipe that is followed instead.
+
+        Mutates tracefs: makes an instance, removes those of dead processes. Errors: "not_found" (no tracefs, none of the events),
+        "io" (may not be made)."""
+    def stop(self) -> None:
+        """Ends the thread and removes the instance. Twice is once."""
+
+def log_readable(path: str | PathLike[str]) -> None:
+    """Raises as `LogReader` would; reads nothing."""
+
+def trace_readable(path: str | PathLike[str] = "") -> None:
+    """Raises as `TraceReader` would; changes nothing."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from door import SLOT_BYTES, core, token
+from log_world import Watched
 
 
 @pytest.fixture
@@ -92,3 +93,10 @@ def open_log(path: Path) -> Iterator[Callable[..., Any]]:
     yield make
     for log in opened:
         log.close(5)
+
+
+@pytest.fixture
+def watched() -> Iterator[Watched]:
+    made = Watched()
+    yield made
+    made.stop()

@@ -61,6 +61,8 @@ XIDS = (
         unit="NETIR_LINK_EVT", severity="Fatal", xc="0", injected="0", link="08", intr_info="0x004505c6", error_status="0x00000000"),
     xid("NVLink 5, many spaces", f"NVRM: Xid (PCI:0018:01:00): 149, NETIR_LINK_EVT  Fatal   XC0 i0  Link  08   {NVL5}", 149,
         "0018:01:00", unit="NETIR_LINK_EVT", link="08", intr_info="0x004505c6"),
+    xid("NVLink 5, tabs", f"NVRM: Xid (PCI:0018:01:00): 149, NETIR_LINK_EVT\tFatal\tXC0 i0\tLink 08\t{NVL5}", 149, "0018:01:00",
+        unit="NETIR_LINK_EVT", severity="Fatal", link="08", error_status="0x00000000"),
     xid("NVLink 5 of a process", "NVRM: Xid (PCI:0008:01:00): 145, pid=1301, name=ray::WorkerDict, RLW_REMAP  Nonfatal XC1 i1 Link 03 "
         "(0x00000082 0x00000010 0x00000001 0x00000002 0x00000003 0x00000004 0x00000005)", 145, "0008:01:00", pid=1301,
         process="ray::WorkerDict", unit="RLW_REMAP", severity="Nonfatal", xc="1", injected="1", link="03", intr_info="0x00000082",
