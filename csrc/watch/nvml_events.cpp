@@ -225,10 +225,7 @@ class Events {
       if (gpu && (gpu->avoided || gpu->kicked)) state_.lanes.notify_all();
     }
     if (data.type != nvml::kXid && data.data) record.facts.emplace_back("data", std::to_string(data.data));
-    if (data.type == nvml::kXid && data.data == kUnknownXid) {
-      record.code = -1;
-      record.text = "NVML does not know the XID";
-    }
+    if (data.type == nvml::kXid && data.data == kUnknownXid) record.text = "NVML does not know the XID";
     if (data.gi != nvml::kUnattributed) record.gi = static_cast<int>(data.gi);
     if (data.ci != nvml::kUnattributed) record.ci = static_cast<int>(data.ci);
     state_.push(std::move(record));

@@ -52,6 +52,10 @@ COMMANDS = {
         "what a fault code means and what is done about it: explain xid 79, explain cuda 700",
         "dynamo_gpu_ft.cli.explain",
     ),
+    "inject": Command(
+        "simulated faults: NVML events, lost and silent GPUs, log lines, stopped workers",
+        "dynamo_gpu_ft.sim.inject",
+    ),
     "serve": Command(
         "vLLM's own OpenAI server on a resilient engine: serve MODEL [vLLM's own flags]",
         "dynamo_gpu_ft.engines.vllm.serve",

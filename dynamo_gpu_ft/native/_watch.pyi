@@ -76,7 +76,7 @@ class NvmlWatcher:
     """Watches GPUs through NVML with native threads: the driver's events, and a poll for what comes without one. No CUDA context.
 
     Records (source "nvml_event" or "nvml_poll", what):
-      xid              code = XID, -1 where NVML does not know it
+      xid              code = XID, 999 where NVML does not know it; XID 0 says nothing and is only counted
       event            code = another event bit; facts["data"] where the driver gave a value
       recovery_action  code = the new action of field 230; facts["previous"]
       gpu_lost         code = 15 (lost) or 16 (reset required), 0: it answers again

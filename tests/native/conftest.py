@@ -100,3 +100,17 @@ def watched() -> Iterator[Watched]:
     made = Watched()
     yield made
     made.stop()
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A simulated NVML of this test alone (nvml_world.py); its watchers are stopped at the end."""
+    from nvml_world import NvmlWorld
+
+    from dynamo_gpu_ft.sim.nvml import build
+
+    with TemporaryDirectory(prefix="gft-nvml-") as made:  # short: sockets lie in it
+        world = NvmlWorld(Path(made))
+        monkeypatch.setenv(build.CONTROL, str(world.control.folder))
+        yield world
+        world.close()
