@@ -7,6 +7,9 @@
 #include "text.h"
 
 namespace gft::watch {
+namespace {
+constexpr int64_t kBack = 60'000'000'000;  // lines of several processors are disordered by less
+}
 
 LogStream::LogStream(LogFormat format, bool own_clock, Fold::Rules rules, Fold::Out out)
     : format_(format),
@@ -118,7 +121,11 @@ void LogStream::say(std::string_view text, const Frame &frame, bool whole) {
   int64_t at = now_ns_;
   const char *clock = nullptr;
   if (own_clock_) {
-    if (frame.clock != Frame::Clock::none) last_stamp_ = frame.stamp_ns;
+    if (frame.clock != Frame::Clock::none) {
+      // Another boot, or another log behind this one: what was counted belongs before it.
+      if (frame.stamp_ns < last_stamp_ - kBack) fold_.flush();
+      last_stamp_ = frame.stamp_ns;
+    }
     at = last_stamp_;
     clock = frame.clock == Frame::Clock::boot ? "boot" : frame.clock == Frame::Clock::wall ? "wall" : nullptr;
   }

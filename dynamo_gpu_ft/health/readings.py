@@ -41,7 +41,8 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     at        seconds of CLOCK_MONOTONIC of this host when it was seen; the only time that rules compare
     time      wall-clock seconds since 1970, for people
     probe     what was looked at: "xid", "sxid", "nvlink5", "ecc", "rows", "nvlink", "fabric", "pcie", "throttle",
-              "recovery_action", "gpu_lost", "driver", "cuda", "nccl", "step", "event" (another NVML event), "log" (lost lines)
+              "recovery_action", "gpu_lost", "driver", "cuda", "nccl", "step", "event" (another NVML event), "log" (lost lines),
+              "peermem", "crash" (in a GPU library), "hung_task", "name" (tells names of a device and nothing of its health)
     code      the number that goes with the probe: XID, SXid, recovery action, event bit, CUDA or NCCL code, None
     text      the source's own words, cut to a bounded length
     facts     small extra values by name, as text: subcode, registers, link, unit, counters, previous_xid, process name ...

@@ -17,6 +17,7 @@ from log_variants import (
     PROBE_FAILURE,
     SXID_DETAILS,
     SXIDS,
+    UUID,
     VARIANTS,
     XIDS,
     Variant,
@@ -208,6 +209,18 @@ def test_a_fault_that_comes_back_after_the_window_is_told_again() -> None:
         (10_500_000_000, 1),
         (20_000_000_000, 1),
         (15_000_000_000_000, 1),
+    ]
+
+
+def test_what_was_folded_before_a_reboot_is_told_before_it() -> None:
+    storm = "".join(f"[{500 + n / 100:.6f}] {XIDS[2].line}\n" for n in range(50))
+    log = storm + f"[3.0] NVRM: GPU at PCI:0000:9b:00: {UUID}\n[4.0] {XIDS[3].line}\n"
+    found = core.parse_log(log.encode())
+    assert [(each.what, each.count) for each in found] == [
+        ("xid", 1),
+        ("xid", 49),
+        ("gpu_uuid", 1),
+        ("xid", 1),
     ]
 
 
