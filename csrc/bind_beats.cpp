@@ -50,10 +50,36 @@ void bind_beat(py::module_ &module) {
       });
 }
 
+void bind_look(py::module_ &module) {
+  module.def(
+      "look_at_heartbeats",
+      [](const std::string &path) {
+        std::vector<gft_beat_state> states;
+        call([&] {
+          return gft_beats_look(
+              path.c_str(),
+              [](void *to, const gft_beat_state *state) { static_cast<std::vector<gft_beat_state> *>(to)->push_back(*state); },
+              &states);
+        });
+        static constexpr const char *kPhases[] = {"empty", "idle", "step", "busy", "left"};
+        py::list found;
+        for (const gft_beat_state &state : states) {
+          found.append(py::dict(py::arg("rank") = state.rank, py::arg("phase") = state.phase < 5 ? kPhases[state.phase] : "unknown",
+                                py::arg("kind") = state.kind, py::arg("pid") = state.pid, py::arg("step") = state.step,
+                                py::arg("device_step") = state.device_step,
+                                py::arg("began") = 1e-9 * static_cast<double>(state.began_ns),
+                                py::arg("tick") = 1e-9 * static_cast<double>(state.tick_ns)));
+        }
+        return found;
+      },
+      py::arg("path"));
+}
+
 }  // namespace
 
 void bind_beats(py::module_ &module) {
   bind_beat(module);
+  bind_look(module);
   py::class_<PyHangWatch>(module, "HangWatch")
       .def(py::init([](const PyWatchQueue &queue, const std::string &path, uint32_t ranks, double after, double floor,
                        double unknown, double silent, double no_step, double poll) {

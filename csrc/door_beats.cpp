@@ -68,6 +68,21 @@ uint64_t gft_beat_device_word(gft_beat *beat, uint64_t *page, uint64_t *page_byt
   return word;
 }
 
+gft_status gft_beats_look(const char *path, gft_beat_callback each, void *context) {
+  return behind_wall([&] {
+    if (access(path, F_OK) != 0) gft::fail(GFT_NOT_FOUND, "there is no heartbeat file %s", path);
+    const auto beats = Beats::open(path, 1);
+    for (uint32_t rank = 0; rank < beats->ranks(); ++rank) {
+      const Slot &slot = beats->slot(rank);
+      const uint32_t pid = slot.pid.load(std::memory_order_acquire);
+      if (pid == 0) continue;
+      const gft_beat_state state{rank, slot.phase.load(std::memory_order_acquire), slot.kind, pid, slot.step,
+                                 slot.device_step, slot.began_ns, slot.tick_ns};
+      each(context, &state);
+    }
+  });
+}
+
 void gft_hang_defaults(gft_hang_rules *out) {
   const HangRules rules;
   *out = {1e-9 * static_cast<double>(rules.judge.after_ns),

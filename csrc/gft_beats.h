@@ -29,6 +29,16 @@ int gft_beat_ours(gft_beat *beat);
  * cuStreamWriteValue64 or a kernel once the page is registered with the driver. */
 uint64_t gft_beat_device_word(gft_beat *beat, uint64_t *page, uint64_t *page_bytes);
 
+/* What a slot says now, for people; a word may be newer than its neighbour. Times are CLOCK_MONOTONIC; phase as in gft_seen. */
+typedef struct gft_beat_state {
+  uint32_t rank, phase, kind, pid;
+  uint64_t step, device_step;
+  int64_t began_ns, tick_ns;
+} gft_beat_state;
+typedef void (*gft_beat_callback)(void *context, const gft_beat_state *state);
+/* Calls `each` for every slot that a process took. GFT_NOT_FOUND when there is no such file; else as gft_beat_open. */
+gft_status gft_beats_look(const char *path, gft_beat_callback each, void *context);
+
 typedef struct gft_hang_rules {
   double after_s, floor_s, unknown_s, silent_s, no_step_s, poll_s;
   uint32_t known_steps, slow_steps;

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Union
 
+from dynamo_gpu_ft.cli import explain_log
 from dynamo_gpu_ft.cli import explain_page as page
 from dynamo_gpu_ft.cli.render import as_json
 from dynamo_gpu_ft.health.catalogue import lookup, nvlink, tables
@@ -212,4 +213,5 @@ SUBJECTS = {
     ),
     "cuda": Subject("an error of CUDA, or the text that an engine printed", _add_error, _error("cuda", "CUDA error")),
     "nccl": Subject("a result of NCCL, or the text that an engine printed", _add_error, _error("nccl", "NCCL error")),
+    "log": Subject("a whole log: one entry for each real fault, with the lines it rests on", explain_log.add, explain_log.run),
 }  # fmt: skip

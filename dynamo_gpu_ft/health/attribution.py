@@ -35,9 +35,9 @@ def rank_of_process(reading: Reading, ranks: Sequence[Rank]) -> tuple[int | None
     for rank in ranks:
         if reading.pid == (rank.pid if own else rank.host_pid):
             return rank.shard, False
-    name = reading.facts.get("process", "").lower()
-    known = own or all(rank.host_pid is not None for rank in ranks)
-    return None, known or name.startswith(MONITORS)
+    facts = reading.facts
+    monitor = "monitor" in facts or facts.get("process", "").lower().startswith(MONITORS)
+    return None, monitor or own or all(rank.host_pid is not None for rank in ranks)
 
 
 def ranks_on(known: Known, ranks: Iterable[tuple[Rank, Known]]) -> list[Rank]:

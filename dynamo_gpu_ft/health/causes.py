@@ -79,6 +79,7 @@ _BY_PROBE: dict[str, tuple[Family, int]] = {
     "ecc": (Family.MEMORY, 27),
     "recovery_action": (Family.RECOVERY, 1),
     "cuda": (Family.ENGINE, 0),
+    "crash": (Family.ENGINE, 2),
     "nccl": (Family.GROUP, 0),
     "step": (Family.GROUP, 5),
     "process": (Family.GROUP, 4),

@@ -91,6 +91,8 @@ class Intake:
             if not reading.baseline:
                 self._sign(known.number, cured, reading)
             return None
+        if reading.state is State.HEALTHY:
+            return None
         verdict, kind = rules.meaning(reading, self.driver, self._catalogue)
         if reading.baseline and not (
             reading.probe in _AT_ATTACH

@@ -137,6 +137,15 @@ _FAILED = {
         Unusable.NOTHING, Action.REPORT, False, "the GPU slows itself down: power or heat"
     ),
 }  # fmt: skip
+_CRASH = _verdict(
+    Unusable.CONTEXT, Action.RESTART_CONTEXT, False, "a process crashed in a library of the GPU's"
+)
+_WAITS = _verdict(
+    Unusable.NOTHING,
+    Action.REPORT,
+    False,
+    "a process waits without end in the kernel, perhaps for a device",
+)
 _RESET_REQUIRED = _verdict(
     Unusable.GPU, Action.RESET_GPU, True, "the driver refuses calls until this GPU has been reset"
 )
@@ -176,6 +185,10 @@ def meaning(reading: Reading, driver: str, catalogue: Catalogue) -> tuple[Verdic
             return CAREFUL, "UNKNOWN"
     if reading.probe == "driver" and reading.facts.get("event", ""):
         return (_UNLOADED if reading.device.kind == "node" else _UNBOUND), ""
+    if reading.probe == "crash":
+        return _CRASH, ""
+    if reading.probe == "hung_task":
+        return _WAITS, ""
     if reading.probe == "gpu_lost" and reading.code == 16:
         return _RESET_REQUIRED, ""
     if reading.probe == "event":

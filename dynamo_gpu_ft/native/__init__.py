@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from dynamo_gpu_ft.errors import CoreUnavailable
 
@@ -49,6 +49,7 @@ class Core(Protocol):
     LogReader: type[_core.LogReader]
     TraceReader: type[_core.TraceReader]
 
+    def look_at_heartbeats(self, path: str) -> list[dict[str, Any]]: ...
     def log_readable(self, path: str | PathLike[str]) -> None: ...
     def trace_readable(self, path: str | PathLike[str] = "") -> None: ...
     def parse_line(self, line: bytes) -> _core.WatchRecord | None: ...

@@ -2,6 +2,8 @@
 
 A rank's process writes its slot of a shared file; whoever watches the file, in whatever process, hears of hangs in a queue."""
 
+from typing import Any
+
 from dynamo_gpu_ft.native._watch import WatchQueue
 
 class Beat:
@@ -22,6 +24,10 @@ class Beat:
     def idle(self) -> None: ...
     def device_word(self) -> tuple[int, int, int]:
         """(address of the word in which a device counts the steps it has finished, address of its page, bytes of a page)."""
+
+def look_at_heartbeats(path: str) -> list[dict[str, Any]]:
+    """What every slot that a process took says now: rank, phase ("idle" "step" "busy" "left"), kind, pid, step, device_step, began,
+    tick (seconds of CLOCK_MONOTONIC). For people: a word may be newer than its neighbour. Errors: "not_found", as `Beat`."""
 
 class HangWatch:
     """A native thread that judges every slot of a file every `poll` seconds.
