@@ -66,8 +66,8 @@ uint32_t one_of(const std::string &value, std::initializer_list<const char *> na
 using Fault = std::tuple<std::string, uint64_t, uint64_t, int>;
 
 PyLog open_log(const std::string &folder, bool read_only, bool takeover, uint64_t segment_bytes, uint64_t cap_bytes,
-               uint64_t staging_bytes, uint64_t group_bytes, uint32_t window_ms, uint32_t depth, uint32_t idle_ms,
-               double live_ratio, const std::string &compress, const std::string &backend, bool direct,
+               uint64_t staging_bytes, uint64_t group_bytes, uint32_t window_ms, uint32_t depth, uint32_t read_threads,
+               uint32_t idle_ms, double live_ratio, const std::string &compress, const std::string &backend, bool direct,
                const std::string &digest, const std::vector<Fault> &faults) {
   gft_disk_options options;
   gft_disk_defaults(&options);
@@ -77,6 +77,7 @@ PyLog open_log(const std::string &folder, bool read_only, bool takeover, uint64_
   if (group_bytes) options.group_bytes = group_bytes;
   options.window_ms = window_ms;
   options.depth = depth;
+  options.read_threads = read_threads;
   options.idle_ms = idle_ms;
   options.live_ratio = live_ratio;
   options.compress = one_of(compress, {"none", "zstd", "lz4"});
@@ -211,6 +212,21 @@ py::dict stats(const PyLog &log) {
 }  // namespace
 
 void bind_disk(py::module_ &module) {
+  module.def(
+      "disk_users",
+      [](const std::string &folder) {
+        uint64_t writer = 0;
+        int readers = 0;
+        call([&] { return gft_disk_users(folder.c_str(), &writer, &readers); });
+        return std::pair(writer, readers != 0);
+      },
+      py::arg("folder"));
+  module.def(
+      "disk_set_aside",
+      [](const std::string &folder, const std::string &to, bool even_if_read) {
+        call([&] { return gft_disk_set_aside(folder.c_str(), to.c_str(), even_if_read); });
+      },
+      py::arg("folder"), py::arg("to"), py::kw_only(), py::arg("even_if_read") = false);
   py::class_<gft_disk_key>(module, "DiskKey")
       .def(py::init(&make_key), py::kw_only(), py::arg("namespace"), py::arg("shard"), py::arg("position"), py::arg("epoch"),
            py::arg("block_hash"), py::arg("parent_link"), py::arg("payload_bytes"), py::arg("link"), py::arg("digest"))
@@ -241,7 +257,8 @@ void bind_disk(py::module_ &module) {
   py::class_<PyLog>(module, "DiskLog")
       .def_static("open", open_log, py::arg("folder"), py::kw_only(), py::arg("read_only") = false, py::arg("takeover") = false,
                   py::arg("segment_bytes") = 0, py::arg("cap_bytes") = 0, py::arg("staging_bytes") = 0,
-                  py::arg("group_bytes") = 0, py::arg("window_ms") = 20, py::arg("depth") = 32, py::arg("idle_ms") = 10000,
+                  py::arg("group_bytes") = 0, py::arg("window_ms") = 20, py::arg("depth") = 32,
+                  py::arg("read_threads") = 1, py::arg("idle_ms") = 10000,
                   py::arg("live_ratio") = 0.5, py::arg("compress") = "none", py::arg("backend") = "best",
                   py::arg("direct") = true, py::arg("digest") = "", py::arg("faults") = std::vector<Fault>())
       .def("add_namespace",

@@ -7,6 +7,7 @@
 #include "disk/io.h"
 #include "disk/log.h"
 #include "disk/parse.h"
+#include "disk/users.h"
 #include "door.h"
 #include "door_disk.h"
 #include "gft_disk.h"
@@ -73,6 +74,7 @@ Options options_of(const gft_disk_options &from) {
   out.group_bytes = from.group_bytes;
   out.window_ms = from.window_ms;
   out.depth = from.depth;
+  out.read_threads = from.read_threads;
   out.idle_ms = from.idle_ms;
   out.live_ratio = from.live_ratio;
   out.compress = static_cast<Codec>(from.compress);
@@ -94,8 +96,8 @@ const char *gft_disk_number_name(size_t index) { return index < std::size(kNumbe
 void gft_disk_defaults(gft_disk_options *options) {
   Options from;
   *options = {from.segment_bytes, from.cap_bytes, from.staging_bytes, from.group_bytes, from.window_ms, from.depth,
-              from.idle_ms,       from.live_ratio, 0,                 0,                from.direct,    from.takeover,
-              "",                 nullptr,         0};
+              from.read_threads,  from.idle_ms,   from.live_ratio,    0,                0,              from.direct,
+              from.takeover,      "",             nullptr,            0};
 }
 
 gft_status gft_disk_open(const char *folder, const gft_disk_options *options, int read_only, gft_disk **out) {
@@ -229,6 +231,18 @@ gft_status gft_disk_close(gft_disk *log, double seconds, int *done) {
 }
 
 void gft_disk_free(gft_disk *log) { delete log; }
+
+gft_status gft_disk_users(const char *folder, uint64_t *writer, int *readers) {
+  return behind_wall([&] {
+    Users found = users_of(folder);
+    *writer = found.writer ? std::max<uint64_t>(found.pid, 1) : 0;
+    *readers = found.readers;
+  });
+}
+
+gft_status gft_disk_set_aside(const char *folder, const char *to, int even_if_read) {
+  return behind_wall([&] { set_aside(folder, to, even_if_read != 0); });
+}
 
 const char *gft_disk_uring_version(void) { return uring_version(); }
 const char *gft_disk_codec_version(uint32_t codec) { return codec <= 2 ? codec_version(static_cast<Codec>(codec)) : "absent"; }

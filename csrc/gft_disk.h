@@ -35,7 +35,7 @@ typedef struct gft_disk_fault {
 /* Fill with gft_disk_defaults, then change what is wanted. */
 typedef struct gft_disk_options {
   uint64_t segment_bytes, cap_bytes, staging_bytes, group_bytes;
-  uint32_t window_ms, depth, idle_ms;
+  uint32_t window_ms, depth, read_threads, idle_ms;
   double live_ratio;
   uint32_t compress; /* a codec */
   uint32_t backend;  /* 0 best, 1 io_uring, 2 threads */
@@ -90,6 +90,11 @@ gft_status gft_disk_refresh(gft_disk *log);
 gft_status gft_disk_get_stats(gft_disk *log, void (*each)(void *context, const gft_disk_stats *stats), void *context);
 gft_status gft_disk_close(gft_disk *log, double seconds, int *done);
 void gft_disk_free(gft_disk *log);
+
+/* Who has the log of a folder open, by its locks: `writer` is 0 when none lives, else its pid (1 when it did not say). */
+gft_status gft_disk_users(const char *folder, uint64_t *writer, int *readers);
+/* Renames the folder of a log that nobody has open to `to`; GFT_BUSY. What is in it stays; who opens the log begins a new one. */
+gft_status gft_disk_set_aside(const char *folder, const char *to, int even_if_read);
 
 /* What the build found: versions, or "absent". */
 const char *gft_disk_uring_version(void);

@@ -39,7 +39,9 @@ class Config:
     ledger_bytes: int = _key("64MiB", "bytes", "room of the request ledger", 1 << 16)
     disk_dir: str = _key("", "path", "folder of the disk logs, on a real disk; empty = no disk")
     disk_bytes: int = _key("64GiB", "bytes", "room of each shard's disk log", 16 << 20)
-    disk_segment_bytes: int = _key("256MiB", "bytes", "size of a log's files", 1 << 20)
+    disk_segment_bytes: int = _key(
+        "256MiB", "bytes", "size of a log's files; more for large blocks", 1 << 20
+    )
     disk_compress: str = _key("none", "name", "in idle time: none, lz4 or zstd")
     disk_lag_bytes: int = _key("1GiB", "bytes", "sealed bytes that may wait for the disk", 0)
     copy_threads: int = _key(1, "count", "threads that copy and digest, per worker", 1, 64)

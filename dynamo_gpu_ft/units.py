@@ -12,7 +12,7 @@ from typing import Any
 
 _SIZES = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _SIZES |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-_TIMES = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "min": 60.0, "h": 3600.0}
+_TIMES = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _NUMBER = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([a-z]*)", re.ASCII)
 
@@ -55,7 +55,9 @@ def _seconds(value: Any) -> float:
     else:
         match = _NUMBER.fullmatch(value.lower()) if isinstance(value, str) else None
         if match is None or match[2] not in _TIMES:
-            raise UnitError("it must be a time: a number of seconds, or one with ms, s, min or h")
+            raise UnitError(
+                "it must be a time: a number of seconds, or one with ms, s, min, h or d"
+            )
         seconds = float(match[1]) * _TIMES[match[2]]
     if not math.isfinite(seconds):
         raise UnitError("it must be a finite time")

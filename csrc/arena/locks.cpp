@@ -14,19 +14,19 @@
 namespace gft {
 namespace {
 
-struct flock range(short type, uint64_t byte) {
+struct flock range(short type, uint64_t byte, uint64_t count = 1) {
   struct flock lock{};
   lock.l_type = type;
   lock.l_whence = SEEK_SET;
   lock.l_start = static_cast<off_t>(byte);
-  lock.l_len = 1;
+  lock.l_len = static_cast<off_t>(count);
   return lock;
 }
 
 }  // namespace
 
-bool try_lock_byte(int descriptor, uint64_t byte, const char *path) {
-  struct flock lock = range(F_WRLCK, byte);
+bool try_lock_byte(int descriptor, uint64_t byte, const char *path, uint64_t count) {
+  struct flock lock = range(F_WRLCK, byte, count);
   while (fcntl(descriptor, F_OFD_SETLK, &lock) != 0) {
     if (errno == EAGAIN || errno == EACCES) return false;
     if (errno != EINTR)
@@ -36,8 +36,17 @@ bool try_lock_byte(int descriptor, uint64_t byte, const char *path) {
   return true;
 }
 
-bool is_locked(int descriptor, uint64_t byte) noexcept {
-  struct flock lock = range(F_WRLCK, byte);
+bool try_share_byte(int descriptor, uint64_t byte) noexcept {
+  struct flock lock = range(F_RDLCK, byte);
+  int answer;
+  do {
+    answer = fcntl(descriptor, F_OFD_SETLK, &lock);
+  } while (answer != 0 && errno == EINTR);
+  return answer == 0;
+}
+
+bool is_locked(int descriptor, uint64_t byte, uint64_t count) noexcept {
+  struct flock lock = range(F_WRLCK, byte, count);
   return fcntl(descriptor, F_OFD_GETLK, &lock) != 0 || lock.l_type != F_UNLCK;
 }
 

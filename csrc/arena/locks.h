@@ -30,8 +30,11 @@ class LockFile {
   const char *path_;
 };
 
-bool try_lock_byte(int descriptor, uint64_t byte, const char *path);
-// Whether anybody but `descriptor`'s own description holds the byte.
-bool is_locked(int descriptor, uint64_t byte) noexcept;
+// `count` bytes from `byte` on, all or none.
+bool try_lock_byte(int descriptor, uint64_t byte, const char *path, uint64_t count = 1);
+// Any number may share a byte that nobody has locked; false when somebody has, or when it cannot be done here.
+bool try_share_byte(int descriptor, uint64_t byte) noexcept;
+// Whether anybody but `descriptor`'s own description holds one of the bytes, shared or not.
+bool is_locked(int descriptor, uint64_t byte, uint64_t count = 1) noexcept;
 
 }  // namespace gft

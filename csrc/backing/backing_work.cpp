@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "../support/together.h"
 #include "backing.h"
 
 namespace gft {
@@ -159,14 +160,18 @@ size_t Backing::fetch_run(const Job &job, std::vector<Place> &chain, size_t firs
       reads.push_back({chain[i].entry, {{0, bytes, core.payload(claims.back().slot)}}, GFT_OK, ""});
     }
     log_->read(reads, job.deadline);
+    // Once more as it lies in the arena: that is what gets sealed.
+    std::vector<Digest> arrived(claims.size());
+    together(log_->read_threads(), claims.size(), [&](size_t i) {
+      if (reads[i].status == GFT_OK) arrived[i] = core.payload_digest(claims[i].slot);
+    });
     for (; published < claims.size(); ++published) {
       if (reads[published].status != GFT_OK) {
         if (reads[published].status == GFT_DIGEST) log_->drop(reads[published].entry);
         throw Fail{reads[published].status, reads[published].detail};
       }
-      Digest arrived = core.payload_digest(claims[published].slot);
       bool sealed = writer_->publish_as(claims[published], identity_of(reads[published].entry.key),
-                                        job.blocks[first + published].parent_or_null(), arrived, true);
+                                        job.blocks[first + published].parent_or_null(), arrived[published], true);
       out.statuses.push_back(sealed ? GFT_OK : GFT_PRESENT);
       out.bytes += bytes;
     }

@@ -8,7 +8,7 @@
 
 namespace gft::disk {
 namespace {
-constexpr uint64_t kMerged = uint64_t{1} << 20;  // small records that lie side by side are written as one, up to this size
+constexpr size_t kBusy = 4;  // so many transfers keep a disk busy: what is small may then wait for what follows it
 constexpr auto kTick = std::chrono::milliseconds(1);  // how late new work is seen while operations are in flight
 }  // namespace
 
@@ -74,7 +74,7 @@ bool Appender::admit() {
     auto &from = !in_.queue.empty() && in_.queue.front() == record ? in_.queue : in_.background;
     from.pop_front();
   }
-  push_open();
+  if (open_ && (io_->in_flight() < kBusy || open_->bytes > kLargestPiece / 2)) push_open();
   return any;
 }
 
@@ -175,7 +175,7 @@ void Appender::put(const PendingRef &record) {
 void Appender::write(Group &group, uint8_t *data, uint64_t bytes, uint64_t offset) {
   uint64_t group_id = reinterpret_cast<uint64_t>(&group);
   if (open_ && open_->owner == group_id && open_->data + open_->bytes == data && open_->offset + open_->bytes == offset &&
-      open_->bytes + bytes <= kMerged) {
+      open_->bytes + bytes <= kLargestPiece) {
     open_->bytes += bytes;
     return;
   }
@@ -200,6 +200,7 @@ void Appender::push_open() {
 
 void Appender::close_group() {
   if (groups_.empty() || groups_.back()->step != Step::filling) return;
+  push_open();
   Group &group = *groups_.back();
   group.page = pages_->take(kPage, Clock::now());
   group.commit.sequence = sequence_++;
@@ -294,6 +295,7 @@ void Appender::report(Group &group) {
 }
 
 void Appender::collapse(gft_status status, const std::string &text) {
+  open_ = nullptr;  // goes with its group
   // Memory under way must not be touched before the kernel is done with it.
   while (io_->in_flight())
     if (Op *op = io_->take(Clock::now() + std::chrono::seconds(1)); op == &sync_) syncing_ = false;

@@ -57,7 +57,7 @@ class Appender {
   uint32_t previous_ = 0;
   std::set<Id> named_;
   std::deque<std::unique_ptr<Group>> groups_;  // the last one may be filling
-  Op *open_ = nullptr;  // made, not yet pushed; only within one call of admit or finished
+  Op *open_ = nullptr;  // made, not yet pushed: of the group that is filling, or of a commit within `finished`
   Op sync_;
   bool syncing_ = false;
   std::shared_ptr<Buffers> pages_ = std::make_shared<Buffers>(Buffers::kUnlimited);

@@ -5,6 +5,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -119,7 +120,18 @@ bool Folder::exists(const std::string &name) const {
   return lstat(path_of(name).c_str(), &status) == 0 || errno != ENOENT;
 }
 
+bool Folder::is(const std::string &name, const File &file) const {
+  struct stat there, ours;
+  return lstat(path_of(name).c_str(), &there) == 0 && fstat(file.get(), &ours) == 0 && there.st_ino == ours.st_ino &&
+         there.st_dev == ours.st_dev;
+}
+
 void Folder::remove(const std::string &name) const noexcept { (void)unlink(path_of(name).c_str()); }
+
+uint64_t Folder::free_bytes() const noexcept {
+  struct statvfs status;
+  return statvfs(path.c_str(), &status) == 0 ? uint64_t{status.f_bavail} * status.f_frsize : UINT64_MAX;
+}
 
 void Folder::sync() const {
   uint64_t made_in = fork_generation();

@@ -39,7 +39,9 @@ class Folder {
   // Throws GFT_NOT_FOUND, GFT_EXISTS, GFT_NO_SPACE, GFT_READ_ONLY, GFT_IO, GFT_INVALID (not a plain file of ours).
   File open(const std::string &name, int flags) const;
   bool exists(const std::string &name) const;  // true when it cannot be told
+  bool is(const std::string &name, const File &file) const;  // whether that is what lies there now
   void remove(const std::string &name) const noexcept;
+  uint64_t free_bytes() const noexcept;  // that this user may take from the file system; a great many when it cannot be asked
   void sync() const;
   std::vector<std::string> names() const;
   std::string path_of(const std::string &name) const { return path + "/" + name; }

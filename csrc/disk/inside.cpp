@@ -21,6 +21,7 @@ void check_options(const Options &options) {
   if (options.cap_bytes && options.cap_bytes < 8 * kMinSegment) bad("cap_bytes", options.cap_bytes, "0 or at least 512 KiB");
   if (options.staging_bytes < 16 * kPage) bad("staging_bytes", options.staging_bytes, "at least 64 KiB");
   if (options.depth < 1 || options.depth > 1024) bad("depth", options.depth, "between 1 and 1024");
+  if (options.read_threads < 1 || options.read_threads > 64) bad("read_threads", options.read_threads, "between 1 and 64");
   if (options.window_ms > 10'000) bad("window_ms", options.window_ms, "at most 10000");
   if (!have_codec(options.compress))
     fail(GFT_MISMATCH, "this build cannot compress with %s; build with its development package installed",

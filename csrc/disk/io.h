@@ -22,11 +22,12 @@ struct Op {
   uint64_t owner = 0; // the caller's
 };
 
-// Long transfers are cut into equal pieces of whole pages: large enough to be cheap, small enough to run side by side.
-// A payload of a round size and its header page make no crumb.
+// Large enough to be cheap, small enough to run side by side. Payloads of a round size and their header pages make no crumb.
+inline constexpr uint64_t kLargestPiece = (uint64_t{1} << 20) + (uint64_t{64} << 10);
+
+// Long transfers are cut into equal pieces of whole pages.
 inline uint64_t piece_of(uint64_t bytes) {
-  constexpr uint64_t kLargest = (uint64_t{1} << 20) + (uint64_t{64} << 10);
-  uint64_t count = (bytes + kLargest - 1) / kLargest;
+  uint64_t count = (bytes + kLargestPiece - 1) / kLargestPiece;
   return count ? whole_pages((bytes + count - 1) / count) : bytes;
 }
 

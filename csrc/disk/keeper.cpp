@@ -87,12 +87,22 @@ bool Keeper::make_spare() {
     if (collect(true)) return true;
     Log::Inside::Lock lock(in_.mutex);
     if (!in_.left.empty()) return true;
+    // Beside the one being written: full ones that a slow disk has not made durable yet. They can be collected soon.
+    auto grows = [](const auto &each) { return each.second.limit == 0; };
+    if (std::count_if(in_.segments.begin(), in_.segments.end(), grows) > 1) return false;
     lock.unlock();
     fail(GFT_NO_SPACE, "the disk log %s uses %llu bytes of its cap of %llu and nothing can be collected; raise the cap",
          in_.folder.path.c_str(), (unsigned long long)used, (unsigned long long)in_.options.cap_bytes);
   }
-  if (short_of_room) (void)collect(true);
+  // A full file system: the coldest go, but once, and no more than a segment's room. Where that does not help, somebody else takes
+  // what we give up; and what refuses us while there is room (a quota, a limit) would not take it for an answer.
+  while (short_of_room && !gave_up_ && in_.folder.free_bytes() < bytes && collect(true)) {
+    Log::Inside::Lock lock(in_.mutex);
+    gave_up_ = in_.disk_bytes() + bytes <= used;
+  }
+  gave_up_ = gave_up_ || short_of_room;
   add_segment();
+  gave_up_ = false;
   return true;
 }
 

@@ -40,6 +40,7 @@ class Keeper {
   uint64_t next_number_ = 1;
   std::unique_ptr<Queue> queue_;
   std::shared_ptr<Buffers> packing_ = std::make_shared<Buffers>(Buffers::kUnlimited);
+  bool gave_up_ = false;  // collected for a full file system since the last segment was made
   Clock::time_point next_collection_{}, next_compression_{};
 };
 

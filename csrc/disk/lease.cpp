@@ -13,7 +13,6 @@
 namespace gft::disk {
 namespace {
 
-constexpr uint64_t kTerms = uint64_t{1} << 31;
 constexpr uint64_t kMostSuperBytes = sizeof(SuperHeader) + uint64_t{kMaxSegments} * sizeof(SuperEntry);
 
 // The term of a superblock's or segment's name; 0 for other names.
@@ -73,6 +72,8 @@ Lease::Lease(const Folder &folder, bool takeover) : folder_(folder) {
            (unsigned long long)read_pulse(lock_).pid, folder.path.c_str());
     uint64_t term = highest + 1;
     if (!try_lock_byte(lock_.get(), kLockBase + term, path.c_str())) continue;
+    if (!folder.is("lock", lock_))
+      fail(GFT_BUSY, "the disk log %s was removed or replaced while it was being opened; try again", folder.path.c_str());
     try {
       copies_[0] = folder.open(super_name(term, 'a'), O_RDWR | O_CREAT | O_EXCL);
     } catch (const Fail &why) {

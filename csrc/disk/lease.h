@@ -11,6 +11,9 @@
 
 namespace gft::disk {
 
+// Bytes of `lock`: readers share the first one, a writer has the one that many behind it as its term says.
+inline constexpr uint64_t kReaders = kLockBase, kTerms = uint64_t{1} << 31;
+
 // The newest superblock that holds, of any term; nothing when there is none. `highest` is the highest term in use by
 // name, 0 for none.
 std::optional<Super> newest_super(const Folder &folder, uint64_t &highest);

@@ -2,16 +2,20 @@
 // Appends and reads run in the caller's thread; only the writing itself is the appender's.
 #include "log.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
 #include "../support/optimistic.h"
 #include "../support/quiet.h"
+#include "../support/together.h"
 #include "codec.h"
 #include "inside.h"
 
 namespace gft::disk {
 namespace {
+
+constexpr uint64_t kWorthAThread = uint64_t{1} << 20;  // less is read and digested sooner than a thread starts
 
 // Copies chunk by chunk, digesting what arrived: the source may change meanwhile, the record never contradicts itself.
 Digest copy_in(const DigestAlgorithm &digest, const uint8_t *from, uint64_t bytes, uint8_t *page) {
@@ -209,8 +213,17 @@ void Log::refresh() {
 
 void Log::read(std::span<Read> reads, Clock::time_point deadline) {
   inside_->check();
-  inside_->read_records(reads, deadline);
+  uint64_t bytes = 0;
+  for (const Read &read : reads)
+    for (const Range &range : read.ranges) bytes += std::min(range.bytes, kMaxSegment);
+  size_t parts = std::min<uint64_t>({read_threads(), reads.size(), bytes / kWorthAThread + 1});
+  together(static_cast<unsigned>(parts), parts, [&](size_t i) {
+    size_t from = reads.size() * i / parts, to = reads.size() * (i + 1) / parts;
+    inside_->read_records(reads.subspan(from, to - from), deadline);
+  });
 }
+
+unsigned Log::read_threads() const { return inside_->options.read_threads; }
 
 void Log::drop(const Entry &entry) { inside_->drop(entry); }
 

@@ -74,6 +74,7 @@ struct Options {
   uint64_t group_bytes = uint64_t{16} << 20;
   uint32_t window_ms = 20;                       // a group is committed when it is this old or this large
   uint32_t depth = 32;                           // operations in flight
+  uint32_t read_threads = 1;                     // that verify what one call reads
   uint32_t idle_ms = 10'000;                     // without appends, before sealed segments are compressed
   double live_ratio = 0.5;                       // segments with less than this alive are rewritten
   Codec compress = Codec::none;
@@ -125,7 +126,9 @@ class Log {
   std::vector<Entry> find(const Id &name_space, uint32_t shard, std::string_view hash, int64_t position) const;
   bool find_link(const Id &link, Entry &out) const;
   void refresh();  // reader: what was committed or collected since; one small read when nothing was
+  // Many records are read, verified and copied out by several threads where `read_threads` allows it.
   void read(std::span<Read> reads, Clock::time_point deadline);
+  unsigned read_threads() const;
   void drop(const Entry &entry);  // a record found bad; remembered on disk when this is the writer
   std::vector<Entry> entries() const;
   std::vector<std::string> namespaces() const;

@@ -153,6 +153,9 @@ void Log::Inside::open_reader() {
   uint64_t highest;
   try {
     lock_file = folder.open("lock", O_RDONLY);
+    // Whoever removes the log holds this byte; a file system without locks keeps nobody from reading.
+    if (!try_share_byte(lock_file.get(), kReaders) && is_locked(lock_file.get(), kReaders))
+      fail(GFT_NOT_FOUND, "the disk log in %s is being removed", folder.path.c_str());
     pulse = read_pulse(lock_file);
   } catch (const Fail &why) {
     if (why.code != GFT_NOT_FOUND) throw;

@@ -1,6 +1,6 @@
-"""The `export` command: chosen prefixes of an arena to a folder of safetensors files that another machine can import.
+"""The `export` command: chosen prefixes of an arena or of disk logs to a folder of safetensors files that another machine can import.
 
-Opens the arena read-only, beside a running engine if there is one. Exit code 1 when some block that was asked for could not be
+Opens them read-only, beside a running engine if there is one. Exit code 1 when some block that was asked for could not be
 taken along (damaged, or its prefix is gone); 2 when nothing could be exported at all.
 """
 
@@ -18,13 +18,13 @@ import msgspec
 
 from dynamo_gpu_ft import native
 from dynamo_gpu_ft.cli import tensor_files
+from dynamo_gpu_ft.cli.export_sources import ArenaSource, LogSource, Source, disk_config
 from dynamo_gpu_ft.cli.inspect import path_of
 from dynamo_gpu_ft.cli.progress import tracked
 from dynamo_gpu_ft.cli.render import as_json
 from dynamo_gpu_ft.errors import PortableError
 from dynamo_gpu_ft.kv import arena as arenas
 from dynamo_gpu_ft.kv import namespace, portable
-from dynamo_gpu_ft.recovery import ledger
 from dynamo_gpu_ft.units import format_bytes
 
 if TYPE_CHECKING:
@@ -37,6 +37,11 @@ FILE_BYTES = 256 << 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "arena", nargs="?", help="name or path of an arena; default: the configured one"
+    )
+    parser.add_argument(
+        "--disk",
+        metavar="DIR",
+        help="from the disk logs in this folder (a disk_dir; ARENA is a name then), not from the arena",
     )
     parser.add_argument("--to", required=True, metavar="FOLDER", help="a new or empty folder")
     chosen = parser.add_argument_group("which blocks (each with its whole prefix; at least one of)")
@@ -74,11 +79,17 @@ def run(args: argparse.Namespace) -> int:
         raise PortableError(
             "the folder is not empty", where=str(folder), remedy="name a new folder with --to"
         )
-    opened = arenas.open_existing(path_of(args.arena), read_only=True)
+    source: Source
+    if args.disk:
+        source = LogSource(disk_config(args.disk, args.arena))
+    else:
+        source = ArenaSource(arenas.open_existing(path_of(args.arena), read_only=True))
     try:
-        answer = export(opened, folder, args)
+        if args.disk and (args.held or args.request):
+            source.requests()  # says why not
+        answer = export(source, folder, args)
     finally:
-        opened.close()
+        source.close()
     print(as_json(answer) if args.json else _text(answer))
     return 1 if answer["left_out"] or not answer["blocks"] else 0
 
@@ -110,90 +121,89 @@ class _Export:
         self.waiting = {}
 
 
-def export(opened: _core.Arena, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+def export(source: Source, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Writes the files, then the manifest: a folder without one is not whole. Returns the answer as plain data."""
-    core, records = native.load(), opened.namespaces()
-    roots = {_id_of(opened, record): record for record in records}
-    slots = {s.slot: s for s in opened.scan() if s.state == "sealed"}
-    identities: dict[int, _core.Identity] = {}
-    unreadable = 0
-    for slot in slots:
-        try:
-            identities[slot] = core.read_block(opened, slot)
-        except core.CoreError as error:
-            unreadable += error.code == "damaged"
-    wanted, missing = _wanted(args, opened, records, slots, identities)
-    chosen = portable.choose(identities, wanted, roots)
+    roots = {_id_of(source, record): record for record in source.records}
+    wanted, missing = _wanted(args, source)
+    chosen = portable.choose(source.identities, wanted, roots)
+    size = _size_of(source, chosen.blocks)
     folder.mkdir(parents=True, exist_ok=True)
     out = _Export(folder)
-    gone: set[bytes] = (
-        set()
-    )  # links of blocks that could not be taken along, and of all behind them
-    for slot in tracked(chosen.blocks, len(chosen.blocks), "exporting blocks"):
-        identity, data = identities[slot], bytearray(opened.slot_bytes)
-        try:
-            again = core.read_block(opened, slot, data)
-        except core.CoreError:
-            again = None
-        if again is None or again.link != identity.link or identity.parent_link in gone:
+    # Links of blocks that could not be taken along, and of all behind them.
+    gone: set[bytes] = set()
+    for number in tracked(chosen.blocks, len(chosen.blocks), "exporting blocks"):
+        identity = source.identities[number]
+        data = None if identity.parent_link in gone else source.read(number)
+        if data is None:
             gone.add(identity.link)
             continue
-        number = slots[slot].namespace
-        layout = namespace.layout_of(records[number])
-        out.add(number, identity, data, portable.shape_of(layout, opened.slot_bytes))
+        space = source.namespaces[number]
+        layout = namespace.layout_of(source.records[space])
+        out.add(space, identity, data, portable.shape_of(layout, size))
     out.flush()
     manifest = portable.Manifest(
         format=portable.FORMAT,
         version=portable.VERSION,
-        digest=opened.digest_name,
-        payload_bytes=opened.slot_bytes,
+        digest=source.digest,
+        payload_bytes=size,
         namespaces=[
             portable.Namespace(
-                record=records[n].hex(), shown=namespace.decode(records[n]), blocks=b
+                record=source.records[n].hex(),
+                shown=namespace.decode(source.records[n]),
+                blocks=b,
             )
             for n, b in sorted(out.blocks.items())
         ],
     )
     _publish(folder, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
     count = sum(len(b) for b in out.blocks.values())
+    unreadable = source.unreadable if args.all else 0
     return {
-        "arena": opened.path,
+        "arena": source.where,
         "folder": str(folder),
         "blocks": count,
-        "bytes": count * opened.slot_bytes,
+        "bytes": count * size,
         "files": out.files,
         "namespaces": sorted(out.blocks),
-        "left_out": len(gone) + chosen.unreachable + missing + (unreadable if args.all else 0),
+        "left_out": len(gone) + chosen.unreachable + missing + unreadable,
     }
 
 
-def _wanted(
-    args: argparse.Namespace,
-    opened: _core.Arena,
-    records: Sequence[bytes],
-    slots: dict[int, _core.SlotInfo],
-    identities: dict[int, _core.Identity],
-) -> tuple[list[int], int]:
-    """(slots asked for, how many names were asked for in vain)."""
+def _size_of(source: Source, chosen: Sequence[int]) -> int:
+    """The payload bytes that all chosen blocks have; 1 when there is none."""
+    sizes = {source.identities[n].payload_bytes for n in chosen}
+    if len(sizes) > 1:
+        raise PortableError(
+            "the chosen blocks have payloads of several sizes",
+            where=source.where,
+            value=sorted(sizes),
+            rule="one size per export",
+            remedy="choose one model's with --namespace N",
+        )
+    return sizes.pop() if sizes else 1
+
+
+def _wanted(args: argparse.Namespace, source: Source) -> tuple[list[int], int]:
+    """(blocks asked for, how many names were asked for in vain)."""
     names = [text.lower() for text in args.hash]
     prefixes = set(names)
     named = {
         h.hex()
-        for number, record in enumerate(records)
-        for h in _of_requests(args, opened, record, number)
+        for number, record in enumerate(source.records)
+        for h in _of_requests(args, source, record, number)
     }
     found = [
-        slot
-        for slot, identity in identities.items()
-        if args.namespace in (None, slots[slot].namespace)
+        number
+        for number, identity in source.identities.items()
+        if args.namespace in (None, source.namespaces[number])
         and (
             args.all
-            or (args.held and slots[slot].held)
+            or (args.held and number in source.held)
             or identity.block_hash.hex() in named
             or any(identity.block_hash.hex().startswith(p) for p in prefixes)
         )
     ]
-    hexes = [identities[slot].block_hash.hex() for slot in found]
+    hexes = [source.identities[number].block_hash.hex() for number in found]
     missing = sum(not any(h.startswith(p) for h in hexes) for p in prefixes)
     if args.request and not named.intersection(hexes):
         missing += len(args.request)
@@ -201,7 +211,7 @@ def _wanted(
 
 
 def _of_requests(
-    args: argparse.Namespace, opened: _core.Arena, record: bytes, number: int
+    args: argparse.Namespace, source: Source, record: bytes, number: int
 ) -> Iterator[bytes]:
     """Names of the blocks of the requests asked for, as the engine of this namespace would name them."""
     if not args.request or args.namespace not in (None, number):
@@ -212,28 +222,28 @@ def _of_requests(
         return
     from dynamo_gpu_ft.engines.vllm.hashes import block_hashes
 
-    requests = {r.request_id: r for r in ledger.replay(opened)}
+    requests = source.requests()
     for request_id in args.request:
         request = requests.get(request_id)
         if request is None:
             raise PortableError(
                 "there is no such open request in the ledger",
-                where=opened.path,
+                where=source.where,
                 value=request_id,
                 remedy="`dynamo-gpu-ft inspect` lists them; finished ones are exported by --hash or --all",
             )
         yield from block_hashes(algorithm, [*request.prompt_token_ids, *request.token_ids], size)
 
 
-def _id_of(opened: _core.Arena, record: bytes) -> bytes:
+def _id_of(source: Source, record: bytes) -> bytes:
     core = native.load()
-    if opened.digest_name != core.DIGEST:
+    if source.digest != core.DIGEST:
         raise PortableError(
-            "this arena's digests are not those of this build",
-            where=opened.path,
-            value=opened.digest_name,
+            "the digests of these blocks are not those of this build",
+            where=source.where,
+            value=source.digest,
             rule=core.DIGEST,
-            remedy="export with the build that made the arena",
+            remedy="export with the build that made them",
         )
     return core.digest(record)
 

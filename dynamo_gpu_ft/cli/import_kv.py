@@ -1,6 +1,6 @@
-"""The `import` command: a folder that `export` wrote into an arena, which is made when there is none.
+"""The `import` command: a folder that `export` wrote into an arena, which is made when there is none, or into disk logs.
 
-Everything is verified first, without the arena; then each block is sealed under the identity it was exported with, and verified again
+Everything is verified first, without arena or log; then each block is sealed under the identity it was exported with, and verified again
 as it lies in its slot. Exit code 1 when a block did not fit what the arena holds already; 2 when the folder was refused.
 """
 
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynamo_gpu_ft import native
-from dynamo_gpu_ft.cli import tensor_files
+from dynamo_gpu_ft.cli import import_logs, tensor_files
+from dynamo_gpu_ft.cli.export_sources import disk_config
 from dynamo_gpu_ft.cli.inspect import path_of
 from dynamo_gpu_ft.cli.progress import tracked
 from dynamo_gpu_ft.cli.render import as_json
@@ -37,7 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="name or path of the arena to fill, made when there is none; default: the configured one",
     )
     parser.add_argument(
-        "--check", action="store_true", help="verify the folder and stop: no arena is touched"
+        "--disk",
+        metavar="DIR",
+        help="into the disk logs of the shards in this folder (a disk_dir; --arena is a name then), not into an arena",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="verify the folder and stop: nothing is touched"
     )
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
 
@@ -53,7 +59,12 @@ def run(args: argparse.Namespace) -> int:
         "verified": count,
         "bytes": count * manifest.payload_bytes,
     }
-    if not args.check:
+    if args.disk and not args.check:
+        config = disk_config(args.disk, args.arena)
+        answer |= import_logs.fill(
+            config, manifest, spaces, lambda shard: _payloads(folder, manifest, spaces, shard)
+        )
+    elif not args.check:
         answer |= fill(folder, manifest, spaces, path_of(args.arena))
     print(as_json(answer) if args.json else _text(answer))
     return 1 if answer.get("refused") else 0
@@ -157,13 +168,18 @@ def _seal(writer: _core.Writer, identity: _core.Identity, parent: bytes | None, 
 
 
 def _payloads(
-    folder: Path, manifest: portable.Manifest, spaces: list[list[_core.Identity]]
+    folder: Path,
+    manifest: portable.Manifest,
+    spaces: list[list[_core.Identity]],
+    shard: int | None = None,
 ) -> Iterator[tuple[int, _core.Identity, bytes]]:
-    """(namespace, identity, verified bytes) in the manifest's order; one file is in memory at a time."""
+    """(namespace, identity, verified bytes) in the manifest's order, of one shard or all; one file is in memory at a time."""
     core = native.load()
     name, tensors = "", {}
     for number, (space, found) in enumerate(zip(manifest.namespaces, spaces, strict=True)):
         for block, identity in zip(space.blocks, found, strict=True):
+            if shard not in (None, identity.shard):
+                continue
             if block.file != name:
                 name, tensors = block.file, tensor_files.read(folder / block.file)
             if block.tensor not in tensors or block.tensor != portable.tensor_name(identity):
@@ -194,9 +210,11 @@ def _manifest(folder: Path) -> portable.Manifest:
 
 def _text(answer: dict[str, Any]) -> str:
     said = f"{answer['verified']} blocks verified in {answer['folder']}"
-    if "arena" not in answer:
+    if "arena" not in answer and "disk" not in answer:
         return said
-    if answer["refused"]:
+    if answer.get("refused"):
         reasons = ", ".join(f"{count} {reason}" for reason, count in answer["refused"].items())
         print(f"dynamo-gpu-ft import: blocks that did not fit: {reasons}", file=sys.stderr)
+    if "disk" in answer:
+        return f"{said}; {answer['stored']} stored, {answer['present']} there already, in {answer['disk']}"
     return f"{said}; {answer['sealed']} sealed, {answer['present']} there already, in {answer['arena']}"

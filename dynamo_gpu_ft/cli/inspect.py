@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynamo_gpu_ft import native
-from dynamo_gpu_ft.cli import inspect_disk
+from dynamo_gpu_ft.cli import inspect_disk, unused_logs
 from dynamo_gpu_ft.cli.progress import tracked
 from dynamo_gpu_ft.cli.render import as_json, columns
 from dynamo_gpu_ft.config import Config
+from dynamo_gpu_ft.errors import ArenaError
 from dynamo_gpu_ft.kv import eviction, namespace
 from dynamo_gpu_ft.recovery import ledger
-from dynamo_gpu_ft.units import format_bytes
+from dynamo_gpu_ft.units import UnitError, format_bytes, parse
 
 if TYPE_CHECKING:
     from dynamo_gpu_ft.native import _core
@@ -33,10 +34,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "arena",
         nargs="?",
-        help="name or path of an arena, or the folder of a disk log; default: the configured arena",
+        help="name or path of an arena, the folder of a disk log, or a folder of disk logs; default: the configured arena",
     )
     parser.add_argument("--verify", action="store_true", help="check the digest of every payload")
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+    logs = parser.add_argument_group("a folder of disk logs")
+    logs.add_argument(
+        "--remove-unused",
+        action="store_true",
+        help="remove logs that nobody writes or reads and that were not written for --older-than",
+    )
+    logs.add_argument(
+        "--older-than",
+        metavar="TIME",
+        type=_age,
+        default=7 * 86400.0,
+        help="7d, 12h, 0s, ...; default 7d",
+    )
+    logs.add_argument(
+        "--even-if-read",
+        action="store_true",
+        help="also those that an engine only reads, to convert from: it computes instead",
+    )
+
+
+def _age(text: str) -> float:
+    try:
+        return float(parse("seconds", text))
+    except UnitError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,6 +71,21 @@ def run(args: argparse.Namespace) -> int:
         _say(args.json, path, "not_found", f"no arena at {path}. {_others(path)}")
         return 2
     core = native.load()
+    if path.is_dir() and not unused_logs.is_log(path) and unused_logs.logs_below(path):
+        return unused_logs.run(
+            path,
+            remove=args.remove_unused,
+            older_than=args.older_than,
+            even_if_read=args.even_if_read,
+            json=args.json,
+        )
+    if args.remove_unused:
+        raise ArenaError(
+            "there is nothing to remove here",
+            where=str(path),
+            rule="--remove-unused takes a folder of disk logs: disk_dir, or an arena's folder in it",
+            remedy="dynamo-gpu-ft inspect DISK_DIR --remove-unused",
+        )
     if path.is_dir():
         return inspect_disk.run(path, verify=args.verify, json=args.json)
     try:

@@ -37,15 +37,15 @@ COMMANDS = {
         "dynamo_gpu_ft.cli.demo.command",
     ),
     "inspect": Command(
-        "what an arena holds: namespaces, blocks, open requests; --verify reads every payload",
+        "what an arena or a disk log holds; --verify reads every payload; --remove-unused tidies a folder of logs up",
         "dynamo_gpu_ft.cli.inspect",
     ),
     "export": Command(
-        "KV blocks of an arena, whole prefixes with their chain, to a folder of safetensors files",
+        "KV blocks of an arena or of disk logs, whole prefixes with their chain, to a folder of safetensors files",
         "dynamo_gpu_ft.cli.export_kv",
     ),
     "import": Command(
-        "a folder that export wrote into an arena; every digest and link is verified before anything is sealed",
+        "a folder that export wrote into an arena or disk logs; every digest and link is verified before anything is sealed",
         "dynamo_gpu_ft.cli.import_kv",
     ),
     "explain": Command(

@@ -21,6 +21,8 @@ from dynamo_gpu_ft.native._device import device_plan as device_plan
 from dynamo_gpu_ft.native._disk import DiskEntry as DiskEntry
 from dynamo_gpu_ft.native._disk import DiskKey as DiskKey
 from dynamo_gpu_ft.native._disk import DiskLog as DiskLog
+from dynamo_gpu_ft.native._disk import disk_set_aside as disk_set_aside
+from dynamo_gpu_ft.native._disk import disk_users as disk_users
 from dynamo_gpu_ft.native._watch import LogReader as LogReader
 from dynamo_gpu_ft.native._watch import NvmlWatcher as NvmlWatcher
 from dynamo_gpu_ft.native._watch import TraceReader as TraceReader

@@ -6,6 +6,12 @@ Every call releases the GIL; every failure raises `CoreError`. See csrc/disk/REA
 from collections.abc import Sequence
 from typing import Any
 
+def disk_users(folder: str) -> tuple[int, bool]:
+    """(pid of the writer that has the log open or 0, whether somebody reads it), by its locks. Errors: "not_found", "invalid"."""
+
+def disk_set_aside(folder: str, to: str, *, even_if_read: bool = False) -> None:
+    """Renames the folder of a log that nobody has open. "busy" when somebody has; who opens it afterwards begins a new one."""
+
 class DiskKey:
     """A block's identity as it was sealed in the arena; the disk log stores it verbatim. Ids, links and digests have 16 bytes."""
 
@@ -68,6 +74,7 @@ class DiskLog:
         group_bytes: int = 0,
         window_ms: int = 20,
         depth: int = 32,
+        read_threads: int = 1,
         idle_ms: int = 10000,
         live_ratio: float = 0.5,
         compress: str = "none",
@@ -77,7 +84,7 @@ class DiskLog:
         faults: Sequence[tuple[str, int, int, int]] = [],
     ) -> DiskLog:
         """Recovers what is there. 0: the default. `compress`: "none", "zstd", "lz4", in idle time. `backend`: "best", "io_uring",
-        "threads". `faults`: (kind "read" | "write" | "sync", first, how many, errno), for tests.
+        "threads". `read_threads`: how many verify what one `read_into` or fetch reads. `faults`: (kind "read" | "write" | "sync", first, how many, errno), for tests.
 
         Errors: "busy" (names the pid) without `takeover`; "not_found" (reader), "invalid", "mismatch", "damaged". A folder that can
         be read but not written opens with appends refused: see `stats`."""

@@ -65,6 +65,40 @@ def test_many_reads_at_once_each_have_their_own_answer(
     assert {status for status, _ in log.read_into(wanted[:-1], timeout=0)} == {"timed_out"}
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_read_shared_by_threads_gives_each_block_its_own_answer(
+    open_log: Callable[..., Any], rng: random.Random, path: Path, threads: int
+) -> None:
+    """Enough bytes for several threads; some records are damaged, one is out of range, and staging is scarce."""
+    log = open_log(read_threads=threads, staging_bytes=1 << 18)
+    blocks = chain(log, rng, 60, size=100_000)
+    append_all(log, blocks)
+    entries = [log.find_link(key.link) for key, _ in blocks]
+    bad = set(rng.sample(range(60), 7))
+    assert log.close()
+    for number in bad:
+        (segment,) = path.glob(f"seg-*-{entries[number].segment & 0xFFFFFFFF:08x}")
+        with segment.open("r+b") as file:
+            file.seek(entries[number].offset + 4096 + rng.randrange(100_000))
+            byte = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte[0] ^ 1 << rng.randrange(8)]))
+    log = open_log(read_threads=threads, staging_bytes=1 << 18)
+    target = ctypes.create_string_buffer(60 * 100_000)
+    start = ctypes.addressof(target)
+    wanted = [(e, [(0, 100_000, start + i * 100_000)]) for i, e in enumerate(entries)]
+    wanted.append((entries[0], [(1, 100_000, start)]))
+    answers = [status for status, _ in log.read_into(wanted)]
+    assert answers == ["digest" if i in bad else "ok" for i in range(60)] + ["invalid"]
+    for i, (_, payload) in enumerate(blocks):
+        assert i in bad or target.raw[i * 100_000 : (i + 1) * 100_000] == payload
+    assert {status for status, _ in log.read_into(wanted[:60], timeout=0)} <= {
+        "timed_out",
+        "not_found",
+    }
+    assert log.stats()["read_bad"] == 7
+
+
 def test_a_payload_that_is_not_the_keys_is_not_stored(open_log: Callable[..., Any]) -> None:
     log = open_log()
     key, payload = block(log, b"name", b"payload" * 100)

@@ -62,7 +62,8 @@ def sealed(path: Path | str) -> dict[bytes, bytes]:
     found = {}
     for slot in arena.scan():
         data = bytearray(arena.slot_bytes)
-        found[core.read_block(arena, slot.slot, data).link] = bytes(data)
+        identity = core.read_block(arena, slot.slot, data)
+        found[identity.link] = bytes(data)
     return found
 
 

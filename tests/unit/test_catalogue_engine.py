@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -176,6 +178,16 @@ def test_no_text_makes_it_fail(before: str, after: str) -> None:
 def test_a_text_without_end_is_cut_and_read_at_both_ends_in_no_time() -> None:
     long = "NCCL gloo c10d [Errno " * 200_000
     assert engine_error(long + ILLEGAL) is not None
+    for hostile in (
+        "NCCL gloo ",
+        "NET/IB ",
+        "CUDA error ",
+        "Connection closed by ",
+        "CUDA CUDA driver ",
+    ):
+        began = time.monotonic()
+        engine_error(hostile * 20_000)
+        assert time.monotonic() - began < 5.0, hostile
     found = read(ILLEGAL + long)
     assert found.code == 700
     assert len(found.text) <= 512

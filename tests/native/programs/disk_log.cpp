@@ -88,6 +88,29 @@ void read_one(gft_disk *log, const Block &block, Random &random) {
   }
 }
 
+// Everything there is, in one call that several threads share.
+void read_all(gft_disk *log, const Blocks &blocks) {
+  std::vector<gft_disk_entry> entries;
+  CHECK(gft_disk_entries(
+            log, [](void *to, const gft_disk_entry *entry) { static_cast<std::vector<gft_disk_entry> *>(to)->push_back(*entry); },
+            &entries) == GFT_OK);
+  std::vector<std::vector<uint8_t>> got(entries.size());
+  std::vector<gft_disk_range> ranges(entries.size());
+  std::vector<gft_disk_read> reads(entries.size());
+  for (size_t i = 0; i < entries.size(); ++i) {
+    got[i].resize(entries[i].key.payload_bytes);
+    ranges[i] = {0, got[i].size(), got[i].data()};
+    reads[i] = {&entries[i], &ranges[i], 1, GFT_INTERNAL};
+  }
+  CHECK(gft_disk_read_many(log, reads.data(), reads.size(), 60, nullptr, nullptr) == GFT_OK);
+  for (size_t i = 0; i < reads.size(); ++i) {
+    CHECK(one_of(reads[i].status, {GFT_OK, GFT_NOT_FOUND}));
+    std::string name(reinterpret_cast<const char *>(entries[i].key.hash), entries[i].key.hash_bytes);
+    if (reads[i].status == GFT_OK) CHECK(got[i] == blocks[std::stoull(name.substr(6))].payload);
+    (reads[i].status == GFT_OK ? right : gone).fetch_add(1);
+  }
+}
+
 void read_along(gft_disk *log, const Blocks &blocks, uint64_t seed, bool follows) {
   Random random{seed};
   while (!over.load()) {
@@ -96,6 +119,7 @@ void read_along(gft_disk *log, const Blocks &blocks, uint64_t seed, bool follows
     int what = static_cast<int>(random.below(3));
     CHECK(gft_disk_mark(log, &block.key.link, 1, what == 2 ? 0 : 1) == GFT_OK);
     read_one(log, block, random);
+    if (random.below(30) == 0) read_all(log, blocks);
     if (what != 2) CHECK(gft_disk_mark(log, &block.key.link, 1, 2) == GFT_OK);
     CHECK(gft_disk_get_stats(log, [](void *, const gft_disk_stats *) {}, nullptr) == GFT_OK);
     CHECK(gft_disk_entries(log, [](void *, const gft_disk_entry *) {}, nullptr) == GFT_OK);
@@ -140,6 +164,7 @@ int main(int argc, char **argv) {
   options.cap_bytes = 10 * kSegment;  // less than all blocks need: collection never rests
   options.staging_bytes = 128 << 10;
   options.group_bytes = 64 << 10;
+  options.read_threads = 3;
   options.window_ms = 2;
   options.idle_ms = 1;
   options.compress = a_codec(seed);
