@@ -74,7 +74,7 @@ def state(
         "devices": [_plain(device) for device in snapshot.devices],
         "states": [
             {
-                "device": str(reading.device),
+                "device": _plain(reading.device),
                 "probe": reading.probe,
                 "state": reading.state.value,
                 "code": reading.code,
