@@ -56,11 +56,12 @@ Record give_up(NvmlState &state, Seat &seat) {
   ++state.counts.stuck_calls;
   if (seat.about) seat.about->responsive = false;
   Record record = state.record(seat.source, "unresponsive", seat.about);
+  const int64_t waited_ns = record.at_ns - seat.since;
   char text[160];
-  std::snprintf(text, sizeof text, "%s has not returned for %.3g s", seat.call,
-                static_cast<double>(now_ns() - seat.since) / 1e9);
+  std::snprintf(text, sizeof text, "%s has not returned for %.3g s", seat.call, static_cast<double>(waited_ns) / 1e9);
   record.text = text;
   record.facts.emplace_back("call", seat.call);
+  record.facts.emplace_back("waited_ms", std::to_string(waited_ns / 1'000'000));
   return record;
 }
 

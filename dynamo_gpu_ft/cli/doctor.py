@@ -187,7 +187,10 @@ def probe_gpu_copies() -> Item:
 
 def probe_nvml() -> Item:
     good, said = _child([sys.executable, "-I", DRIVERS, "nvml"])
-    return Item("nvml", _state(good), said, "" if good else "install the NVIDIA driver's utilities")
+    heard = _child([sys.executable, "-m", "dynamo_gpu_ft.cli.gpu_events"])[1] if good else ""
+    state = "simulated" if "SIMULATED" in said else _state(good)
+    remedy = "" if state == "real" else "install the NVIDIA driver's utilities"
+    return Item("nvml", state, f"{said}; {heard}" if heard else said, remedy)
 
 
 def probe_plugin() -> Item:
@@ -393,6 +396,4 @@ def main() -> int:
 if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
-    os._exit(
-        status
-    )  # a probe's thread that still hangs in the kernel must not hold the answer back
+    os._exit(status)  # a probe's thread that still hangs in the kernel must not hold the answer

@@ -80,7 +80,7 @@ class NvmlWatcher:
       event            code = another event bit; facts["data"] where the driver gave a value
       recovery_action  code = the new action of field 230; facts["previous"]
       gpu_lost         code = 15 (lost) or 16 (reset required), 0: it answers again
-      unresponsive     a call about this GPU (index -1: about none) did not return within its deadline; facts["call"]
+      unresponsive     a call about this GPU (index -1: about none) did not return within its deadline; facts["call"], facts["waited_ms"]
       error            code = another return code of NVML, 0: over; text says of which call
       driver_unbind, driver_bind  by somebody, of the GPU in `bdf`
     What was so when watching began has facts["baseline"]."""

@@ -1,6 +1,7 @@
 """The core's C++ test programs: digests against known values, conversions against a byte by byte
 reference, a life under hostile bytes, everything at once from many threads,
-lanes that change hands between dying processes, a disk log that is appended to, read, collected and followed at once.
+lanes that change hands between dying processes, a disk log that is appended to, read, collected and followed at once,
+watchers of a simulated NVML while it loses GPUs, sticks and storms.
 
 They are built here with both digests; `make sanitize` (or GFT_SANITIZE=1) also runs them under ASan, UBSan and TSan.
 """
@@ -42,6 +43,7 @@ def test_the_programs_pass_with_the_digest_of_this_machine() -> None:
     assert "threads: ok" in out
     assert "lanes: ok" in out
     assert "disk: ok" in out
+    assert "watch: ok" in out
 
 
 def test_the_programs_pass_without_xxhash_io_uring_and_codecs() -> None:
@@ -57,3 +59,4 @@ def test_the_programs_are_clean_under_the_sanitizers(request: pytest.FixtureRequ
     out = make("sanitize")
     assert out.count("threads: ok") == 2
     assert out.count("disk: ok") == 2
+    assert out.count("watch: ok") == 2

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dynamo_gpu_ft.cli import doctor
+from dynamo_gpu_ft.sim.nvml import build
 
 FILE = Path(doctor.__file__)
 
@@ -176,7 +177,30 @@ def test_where_there_are_drivers_gpus_are_counted_and_named(
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
     gpu, nvml = doctor.probe_gpu(), doctor.probe_nvml()
     assert (gpu.state, gpu.detail) == ("real", "2 x Fake GPU; CUDA 13.1")
-    assert (nvml.state, nvml.detail) == ("real", "driver 580.00, 2 GPUs")
+    assert nvml.state == "real"
+    assert nvml.detail.startswith("driver 580.00, 2 GPUs; ")
+    assert "has no nvml" in nvml.detail  # too few functions for the watcher
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
+def test_the_events_that_a_driver_lets_us_hear_are_told_by_kind_of_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    built = build.library(FILE.parents[2] / "build")
+    (tmp_path / "commands").write_text(
+        "world gpus=4\nsupported gpu=2 mask=0x8\nunset gpu=2 230\nwedge gpu=3 call=fields\n"
+    )
+    for name, value in build.environment(built, tmp_path).items():
+        monkeypatch.setenv(name, value)
+    item = doctor.probe_nvml()
+    assert item.state == "simulated"
+    assert "4 GPUs; GPU 0,1: events 0xff0b registered" in item.detail
+    assert (
+        "GPU 2: events 0x8 registered, not supported: GPU unavailable, recovery action"
+        in item.detail
+    )
+    assert "recovery action (field 230): no" in item.detail
+    assert "GPU 3: does not answer" in item.detail
 
 
 def test_a_plugin_filter_that_leaves_us_out_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

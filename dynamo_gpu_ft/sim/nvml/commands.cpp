@@ -136,7 +136,8 @@ const std::map<std::string, Happening> &happenings() {
       {"event",
        [](World &world, const Line &line) {
          int heard = 0;
-         const uint64_t type = line.number("type"), data = line.number_or("data", 0);
+         const uint64_t type = line.number("type");
+         const uint64_t data = line.text("data", "") == "now" ? static_cast<uint64_t>(now_ns()) : line.number_or("data", 0);
          for (Gpu *gpu : gpus_of(world, line))
            heard += world.post(gpu->index, type, data, static_cast<unsigned>(line.number_or("gi", kUnattributed)),
                                static_cast<unsigned>(line.number_or("ci", kUnattributed)));
