@@ -53,11 +53,11 @@ class Case:
 
     def freeze(self, now: float, settings: Settings) -> list[Entry]:
         """Entries whose window has passed stay where they are from now on; returns those for which there is no room."""
-        self.root.frozen = self.root.frozen or now > self.root.first.at + settings.window_s
+        self.root.frozen = self.root.frozen or now >= self.root.first.at + settings.window_s
         if not self.root.frozen:
             return []
         for entry in self.entries:
-            entry.frozen = entry.frozen or now > entry.first.at + settings.window_s
+            entry.frozen = entry.frozen or now >= entry.first.at + settings.window_s
         if len(self.entries) <= 2 * settings.evidence:
             return []
         surplus = [entry for entry in self.entries[settings.evidence :] if entry.frozen]

@@ -114,10 +114,16 @@ class Fusion:
         return self._answer()
 
     def set_ranks(self, ranks: Sequence[Rank]) -> list[Incident]:
-        """The engine's ranks are others from now on; open incidents may concern others too."""
+        """The engine's ranks are others from now on; open incidents may concern others too.
+
+        A rank whose process is no more hangs no more."""
+        stay = {(rank.shard, rank.pid) for rank in ranks}
+        gone = {r.shard for r, _ in self._intake.ranks if (r.shard, r.pid) not in stay}
         self._intake.set_ranks(ranks)
         for case in self._cases:
             for entry in case.entries:
+                if entry.probe in ("step", "process") and entry.shard in gone:
+                    self._intake.sign(entry.known.number, rules.cure_key(entry.first), self._now)
                 self._intake.attribute(entry, entry.first)
             case.touched = True
         return self._answer()
@@ -211,7 +217,7 @@ class Fusion:
                 self._end_if_over(case)
         kept = []
         for case in self._cases:
-            gone = case.ended_at is not None and now > case.ended_at + s.window_s
+            gone = case.ended_at is not None and now >= case.ended_at + s.window_s
             if gone:
                 self._tell_one(case)
                 self._forget(case.entries)
@@ -245,7 +251,7 @@ class Fusion:
         times = [math.inf if waiting is None else waiting]
         for case in self._cases:
             if case.ended_at is not None:
-                times.append(case.ended_at + s.window_s + 1e-6)
+                times.append(case.ended_at + s.window_s)
                 continue
             if case.told is None:
                 times.append(case.tell_at(s))
@@ -257,7 +263,7 @@ class Fusion:
                 times.append(recovered + self._hold(case))
             thaw = case.thaws_until(s)
             if thaw is not None:
-                times.append(thaw + 1e-6)
+                times.append(thaw)
         return min(times)
 
     # --- grouping ---

@@ -80,7 +80,9 @@ class Intake:
             return None
         if rules.is_rebound(reading):
             self._graces = [*self._graces[-7:], reading.at]
-            self._sign(NODE if reading.device.kind == "node" else known.number, "rebound", reading)
+            self.sign(
+                NODE if reading.device.kind == "node" else known.number, "rebound", reading.at
+            )
             return None
         if reading.probe in rules.LEVELLED:
             fresh = self.levels.put(known.number, reading, self._settings)
@@ -89,7 +91,7 @@ class Intake:
         cured = rules.cures(reading)
         if cured:
             if not reading.baseline:
-                self._sign(known.number, cured, reading)
+                self.sign(known.number, cured, reading.at)
             return None
         if reading.state is State.HEALTHY:
             return None
@@ -124,9 +126,9 @@ class Intake:
             device = next((r.device for r in self._all_ranks if r.shard == reading.shard), device)
         return self.names.resolve(device)
 
-    def _sign(self, number: int, key: str, reading: Reading) -> None:
-        at = self.signs.get((number, key), reading.at)
-        self.signs[(number, key)] = max(reading.at, at)
+    def sign(self, number: int, key: str, at: float) -> None:
+        """Notes that what `key` (`rules.cure_key`) tells of this device was fine at that time."""
+        self.signs[(number, key)] = max(at, self.signs.get((number, key), at))
         self.signed = True
 
     def _in_context(

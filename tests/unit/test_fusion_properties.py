@@ -138,6 +138,31 @@ def test_versions_count_up_what_is_unusable_never_goes_down_and_nobody_is_lost(
             assert incident.merged_into in by_id
 
 
+@settings(max_examples=150)
+@given(
+    readings=some_readings,
+    start=st.sampled_from([0.0, 1e6, 1.8e9]),
+    good=st.lists(st.integers(0, 2), max_size=3),
+)
+def test_a_deadline_that_is_kept_is_followed_by_a_later_one_until_nothing_is_due(
+    readings: list[Reading], start: float, good: list[int]
+) -> None:
+    fusion = Fusion(ranks=RANKS, settings=Settings(names_pids=True))
+    signs = [link(5, True, gpu) for gpu in good] + [recovery(5, 0, gpu) for gpu in good]
+    for reading in readings + signs:
+        fusion.add(msgspec.structs.replace(reading, at=reading.at + start))
+    now = -math.inf
+    for _ in range(300):
+        due = fusion.deadline()
+        if due is None:
+            break
+        assert due > now, "waiting for it would never end"
+        now = due
+        fusion.tick(now)
+    else:
+        raise AssertionError("it never comes to rest")
+
+
 def oracle(codes: frozenset[int]) -> dict[int, frozenset[int]]:
     """Root -> everything in its incident, for codes on one GPU of which no process is known. -1 is a recovery action."""
     hardware = [code for code in (79, 172, 48) if code in codes]

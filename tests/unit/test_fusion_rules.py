@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from dynamo_gpu_ft.health.incidents import Action, Unusable
@@ -347,6 +348,15 @@ def test_a_hang_is_a_dead_context_until_the_step_ends_and_part_of_the_fault_that
     assert [i.ended for i in fusion.add(step(9.1, State.HEALTHY, 2))] == ["recovered"]
     incident = one(settled([step(0.6, State.FAILED, 1), xid(0, 79, 0), nccl(0.8, 2)]))
     assert (incident.code, incident.shards) == (79, (0,))
+
+
+def test_a_hang_ends_with_the_process_that_hung() -> None:
+    fusion, _ = fused([step(0, State.FAILED, 1), step(0, State.FAILED, 2)])
+    fusion.tick(T0 + 30)
+    anew = [msgspec.structs.replace(rank, pid=rank.pid + 500) for rank in RANKS]
+    assert {i.ended for i in fusion.set_ranks([anew[0]])} == {"recovered"}
+    assert fusion.open() == []
+    assert fusion.set_ranks(anew) == []
 
 
 def test_a_fault_of_somebody_elses_gpu_does_not_explain_the_engines_hang() -> None:
