@@ -76,7 +76,9 @@ class Fusion:
         self._next = math.inf
         self._entries: dict[tuple[object, ...], Entry] = {}
         self._fresh: list[Entry] = []
-        self._earlier = False  # an entry began earlier than was known: it may belong elsewhere
+        self._moved = (
+            False  # an entry began earlier or means more than was known: it may belong elsewhere
+        )
         self._cases: list[Case] = []
         self._out: list[Incident] = []
 
@@ -176,16 +178,17 @@ class Fusion:
             near = reading.at - entry.last.at <= self.settings.window_s
             if entry.family is Family.NOISE and case.root is entry and not near:
                 return False
-        earliest = entry.fold(bounded(reading, self.settings))
-        if raised is not None and entry.rise(raised) and case is not None:
-            case.changed()
-        self._earlier = self._earlier or (earliest and not entry.frozen)
+        moved = entry.fold(bounded(reading, self.settings))
+        rose = raised is not None and entry.rise(raised)
+        if case is not None and (rose or entry.family is Family.RECOVERY):
+            case.changed()  # the driver's newest wish counts
+        self._moved = self._moved or ((moved or rose) and not entry.frozen)
         return True
 
     def _answer(self) -> list[Incident]:
         if (
             self._fresh
-            or self._earlier
+            or self._moved
             or self._intake.signed
             or any(case.touched for case in self._cases)
         ):
@@ -211,6 +214,7 @@ class Fusion:
                     mine = entry.known.number == number and entry.code == 31 and not case.ended
                     if mine and entry.rise(verdict):
                         case.changed()
+                        self._moved = True
         for case in self._cases:
             self._forget(case.freeze(now, s))
             if not case.ended:
@@ -270,8 +274,8 @@ class Fusion:
 
     def _regroup(self) -> None:
         """Joins fresh evidence with what there is, and ends what a sign of recovery takes back."""
-        if self._fresh or self._earlier:
-            self._earlier = False
+        if self._fresh or self._moved:
+            self._moved = False
             self._limit_unsettled()
             pool = list(self._fresh)
             self._fresh = []
