@@ -35,6 +35,7 @@ QUESTIONS = {
     "vllm_recovery": "how long a recovery takes, by phase, and how often bfloat16 streams are identical",
     "watch_latency": "how soon a GPU fault is heard: by C++, by asyncio, by the poll, when a call is stuck",
     "watch_idle": "what watching 8 GPUs costs while nothing happens",
+    "hang": "how soon a hang is noticed: stopped, endless and missing ranks, and a real frozen engine",
     "gpu_copy": "how fast KV goes from a GPU into the arena and back, by fragment size and way of copying",
     "gpu_overhead": "what snapshots at full rate cost a decode loop on a GPU",
     "gpu_xid_latency": "how soon a real XID is heard, beside CUDA's own error",

@@ -42,6 +42,7 @@ void bind_beat(py::module_ &module) {
       .def(
           "busy", [](const PyBeat &beat, double limit) { gft_beat_busy(beat.handle.get(), limit); }, py::arg("limit"))
       .def("idle", [](const PyBeat &beat) { gft_beat_idle(beat.handle.get()); })
+      .def("leave", [](const PyBeat &beat) { gft_beat_leave(beat.handle.get()); })
       .def_property_readonly("steps", [](const PyBeat &beat) { return gft_beat_steps(beat.handle.get()); })
       .def_property_readonly("ours", [](const PyBeat &beat) { return gft_beat_ours(beat.handle.get()) != 0; })
       .def("device_word", [](const PyBeat &beat) {
@@ -80,6 +81,10 @@ void bind_look(py::module_ &module) {
 void bind_beats(py::module_ &module) {
   bind_beat(module);
   bind_look(module);
+  module.def(
+      "make_heartbeat_file",
+      [](const std::string &path, uint32_t ranks) { call([&] { return gft_beats_make(path.c_str(), ranks); }); },
+      py::arg("path"), py::arg("ranks"));
   py::class_<PyHangWatch>(module, "HangWatch")
       .def(py::init([](const PyWatchQueue &queue, const std::string &path, uint32_t ranks, double after, double floor,
                        double unknown, double silent, double no_step, double poll) {

@@ -48,6 +48,10 @@ JudgeRules judge_rules(const gft_hang_rules &from) {
 
 }  // namespace
 
+gft_status gft_beats_make(const char *path, uint32_t ranks) {
+  return behind_wall([&] { Beats::open(path, ranks); });
+}
+
 gft_status gft_beat_open(const char *path, uint32_t ranks, uint32_t rank, double tick_seconds, gft_beat **out) {
   return behind_wall(
       [&] { *out = new gft_beat{std::make_unique<Beat>(Beats::open(path, ranks), rank, tick_seconds)}; });
@@ -58,6 +62,7 @@ void gft_beat_begin(gft_beat *beat, uint32_t kind) { beat->beat->begin(kind); }
 void gft_beat_end(gft_beat *beat) { beat->beat->end(); }
 void gft_beat_busy(gft_beat *beat, double limit_seconds) { beat->beat->busy(limit_seconds); }
 void gft_beat_idle(gft_beat *beat) { beat->beat->idle(); }
+void gft_beat_leave(gft_beat *beat) { beat->beat->leave(); }
 uint64_t gft_beat_steps(gft_beat *beat) { return beat->beat->steps(); }
 int gft_beat_ours(gft_beat *beat) { return beat->beat->ours(); }
 

@@ -13,6 +13,8 @@ typedef struct gft_beat gft_beat;
 typedef struct gft_hang_watch gft_hang_watch;
 typedef struct gft_judge gft_judge;
 
+/* Makes the heartbeat file `path` for `ranks` slots if it is not there, and checks it; the errors of gft_beat_open. */
+gft_status gft_beats_make(const char *path, uint32_t ranks);
 /* Takes slot `rank` of the heartbeat file `path` (made for `ranks` if it is not there) for this process, and starts the thread that
  * shows that the process runs. GFT_IO, GFT_NO_SPACE, GFT_DAMAGED (no file of ours), GFT_MISMATCH (too small), GFT_INVALID. */
 gft_status gft_beat_open(const char *path, uint32_t ranks, uint32_t rank, double tick_seconds, gft_beat **out);
@@ -23,6 +25,7 @@ void gft_beat_begin(gft_beat *beat, uint32_t kind); /* a step of class `kind` (0
 void gft_beat_end(gft_beat *beat);
 void gft_beat_busy(gft_beat *beat, double limit_seconds); /* other work that may take so long */
 void gft_beat_idle(gft_beat *beat);
+void gft_beat_leave(gft_beat *beat); /* the slot is left on purpose */
 uint64_t gft_beat_steps(gft_beat *beat);
 int gft_beat_ours(gft_beat *beat);
 /* Address of the 64-bit word in which a device counts the steps it has finished; it lives as long as the beat. Valid for

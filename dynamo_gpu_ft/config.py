@@ -72,6 +72,17 @@ class Config:
     restart_tp: int = _key(0, "count", "tensor-parallel size after a death; 0 = as before", 0, 1024)
     former_keep_s: float = _key(600.0, "seconds", "how long another geometry's KV is kept", 0)
     request_wait_s: float = _key(0.0, "seconds", "longest gap one request may see; 0 = no limit", 0)
+    health: bool = _key(True, "bool", "watch GPUs, driver, kernel log and steps")
+    health_act: bool = _key(True, "bool", "restart on verdicts; off: only report them")
+    health_library: str = _key("libnvidia-ml.so.1", "path", "NVML: another file is a simulated one")
+    health_log: str = _key("", "path", "kernel log: a file or pipe; empty: /dev/kmsg; none: no log")
+    health_devices: str = _key(
+        "", "path", "GPUs by local rank, then spares; empty: CUDA's own: 0,1 or UUIDs"
+    )
+    health_poll_s: float = _key(0.25, "seconds", "between polls of the driver; 0 = events only", 0)
+    hang_after_s: float = _key(0.45, "seconds", "a step hangs so long after its usual time", 0.05)
+    hang_floor_s: float = _key(0.5, "seconds", "no step hangs before so long", 0.05)
+    hang_unknown_s: float = _key(60.0, "seconds", "limit of steps of a kind not seen yet", 0.1)
     metrics_port: int = _key(0, "port", "metrics port; worker rank r has +1+r; 0 = off", 0, 65535)
     metrics_host: str = _key("127.0.0.1", "host", "address the metrics ports listen on")
     health_port: int = _key(

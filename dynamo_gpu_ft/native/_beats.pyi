@@ -6,6 +6,9 @@ from typing import Any
 
 from dynamo_gpu_ft.native._watch import WatchQueue
 
+def make_heartbeat_file(path: str, ranks: int) -> None:
+    """Makes it for `ranks` slots if it is not there, mode 0600, and checks it. Errors: as `Beat`."""
+
 class Beat:
     """The writing side of one rank's slot. One thread at a time; after a fork, or once another process has the slot, without effect."""
 
@@ -22,6 +25,8 @@ class Beat:
     def busy(self, limit: float) -> None:
         """Other work that may take up to `limit` seconds: compiling, loading, capturing."""
     def idle(self) -> None: ...
+    def leave(self) -> None:
+        """The rank ends on purpose, which is no death. As does the end of this object."""
     def device_word(self) -> tuple[int, int, int]:
         """(address of the word in which a device counts the steps it has finished, address of its page, bytes of a page)."""
 

@@ -14,6 +14,7 @@ from dynamo_gpu_ft.native._beats import Beat as Beat
 from dynamo_gpu_ft.native._beats import HangJudge as HangJudge
 from dynamo_gpu_ft.native._beats import HangWatch as HangWatch
 from dynamo_gpu_ft.native._beats import look_at_heartbeats as look_at_heartbeats
+from dynamo_gpu_ft.native._beats import make_heartbeat_file as make_heartbeat_file
 from dynamo_gpu_ft.native._device import Device as Device
 from dynamo_gpu_ft.native._device import DeviceEngine as DeviceEngine
 from dynamo_gpu_ft.native._device import device_pace as device_pace

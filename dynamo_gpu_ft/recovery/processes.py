@@ -13,7 +13,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -34,13 +34,14 @@ def this_process() -> Process:
 
 
 @contextmanager
-def tagged(tag: str) -> Iterator[None]:
-    """Children started inside carry `tag`. Our own resource tracker is started before, so that it does not.
+def tagged(tag: str, more: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Children started inside carry `tag`, and `more` in their environment. Our own resource tracker is started before, so that it
+    does not.
 
     NOTE: the environment is the process's: a thread that starts a child meanwhile tags it too. SPT_NOENV keeps setproctitle,
     which engines use, from writing its title over the environment that /proc shows."""
     resource_tracker.ensure_running()
-    added = {TAG_VARIABLE: tag, "SPT_NOENV": "1"}
+    added = {TAG_VARIABLE: tag, "SPT_NOENV": "1", **(more or {})}
     before = {name: os.environ.get(name) for name in added}
     os.environ.update(added)
     try:

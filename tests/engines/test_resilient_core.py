@@ -19,6 +19,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from dynamo_gpu_ft.config import Config
 from dynamo_gpu_ft.engines.vllm.core import ResilientCore
+from dynamo_gpu_ft.engines.vllm.front_health import FrontHealth
 from dynamo_gpu_ft.engines.vllm.launch import Engine
 from dynamo_gpu_ft.events import Event, EventStream, Recovered, RequestResumed, StepDone
 
@@ -100,20 +101,27 @@ class World:
         self.engines = list(engines)
         self.started: list[FakeEngine] = []
         self.events: list[Event] = []
+        self.environments: list[dict[str, str]] = []
         first = self.engines.pop(0)
         assert isinstance(first, FakeEngine)
         self.started.append(first)
         settings = {"arena_dir": "/nowhere", "backoff_initial_s": 0.0, "backoff_max_s": 0.0}
+        loaded = Config.load({**settings, "health": False, **config}, environ={})
+        self.health = FrontHealth(loaded, lambda incident: None)
         self.core = ResilientCore(
             Engine(first, "first"),
             self,  # type: ignore[arg-type]
-            Config.load({**settings, **config}, environ={}),
+            loaded,
             EventStream(self.events.append),
+            self.health,
         )
         self.got: dict[str, list[int]] = {}
         self.ended: dict[str, FinishReason] = {}
 
-    def start(self, tag: str) -> FakeEngine:
+    ranks = 1
+
+    def start(self, tag: str, environment: dict[str, str]) -> FakeEngine:
+        self.environments.append(environment)
         engine = self.engines.pop(0)
         if isinstance(engine, Exception):
             raise engine
@@ -260,7 +268,7 @@ def test_a_start_that_never_ends_is_given_up_at_the_deadline() -> None:
     release = threading.Event()
 
     class Stuck(World):
-        def start(self, tag: str) -> FakeEngine:
+        def start(self, tag: str, environment: dict[str, str]) -> FakeEngine:
             release.wait(30)
             raise RuntimeError("released")
 
@@ -284,9 +292,9 @@ def test_a_request_that_waits_too_long_ends_with_an_error_and_the_others_go_on()
     release = threading.Event()
 
     class Slow(World):
-        def start(self, tag: str) -> FakeEngine:
+        def start(self, tag: str, environment: dict[str, str]) -> FakeEngine:
             release.wait(30)
-            return super().start(tag)
+            return super().start(tag, environment)
 
     async def scenario() -> World:
         world = Slow(FakeEngine(2), FakeEngine(), request_wait_s=0.05)

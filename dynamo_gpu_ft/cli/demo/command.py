@@ -74,6 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="only the kill without protection",
     )
     parts.add_argument("--skip-without", action="store_true", help="only the kill with protection")
+    parts.add_argument(
+        "--freeze",
+        action="store_true",
+        help="stop the engine (SIGSTOP) instead of killing it, with protection only: without, its streams would wait for ever",
+    )
     add(
         "--keep-logs",
         action="store_true",
@@ -115,7 +120,7 @@ def _play(args: argparse.Namespace, folder: Path) -> int:
         with Phase("starting plain vLLM") as phase:
             server.wait_ready(phase)
         reference = scenario.undisturbed(scene, server)
-        if not args.skip_without:
+        if not (args.skip_without or args.freeze):
             without = scenario.without_protection(scene, server)
     if not args.without:
         protected = scenario.with_protection(scene)
@@ -157,6 +162,7 @@ def _scene(args: argparse.Namespace, folder: Path) -> tuple[Scene, str]:
         arena_bytes=args.arena_bytes,
         engine_args=tuple(args.engine_arg),
         folder=folder,
+        fault=signal.SIGSTOP if args.freeze else signal.SIGKILL,
     )
     return scene, name
 

@@ -47,6 +47,7 @@ def judge(
         "block_size": scene.block_size,
         "prompt_tokens": [len(prompt) for prompt in scene.prompts],
         "max_tokens": scene.max_tokens,
+        "fault": scene.fault.name,
         "kill_at_tokens": scene.kill_at,
         "undisturbed_gap_s": round(max(stream.longest_pause() for stream in reference), 3),
         "machine": where.machine,
@@ -139,7 +140,7 @@ def render(result: dict[str, Any]) -> str:
         f"{result['model']} on {result['engine']}, {result['dtype']}, "
         f"tensor parallel {result['tensor_parallel']}, KV blocks of {result['block_size']} tokens",
         f"{len(result['prompt_tokens'])} open streams, prompts of {_span(result['prompt_tokens'])} tokens, "
-        f"{result['max_tokens']} tokens each, greedy; SIGKILL of EngineCore and workers at token {result['kill_at_tokens']}",
+        f"{result['max_tokens']} tokens each, greedy; {result['fault']} to EngineCore and workers at token {result['kill_at_tokens']}",
         f"{result['machine']}; {result['date']}"
         + (f"; {result['commit']}" * bool(result["commit"])),
         "",

@@ -5,6 +5,7 @@ Every run sends the same prompts; both kills hit EngineCore and its workers when
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ class Scene:
     arena_bytes: int
     engine_args: tuple[str, ...]
     folder: Path  # logs and journal
+    fault: signal.Signals = signal.SIGKILL  # what hits the engine's processes
 
     def asks(self, run: str) -> list[Ask]:
         return [
@@ -234,12 +236,12 @@ class _Fault:
             if all(len(stream.tokens) >= self._scene.kill_at for stream in streams):
                 self.when, self.wall = time.monotonic(), time.time()
                 # A worker may follow its EngineCore before its own signal; that both are gone is what counts.
-                hits = [processes.kill(process) for process in self._targets]
+                hits = [processes.kill(process, self._scene.fault) for process in self._targets]
                 if not any(hits):
                     raise self._server.failure("the engine was gone before the kill")
             return
         since = time.monotonic() - self.when
-        self._phase.tick(f"killed {since:.0f} s ago, {progress}")
+        self._phase.tick(f"{self._scene.fault.name} {since:.0f} s ago, {progress}")
         if since > self._deadline_s:
             raise self._server.failure(f"streams were still open {since:.0f} s after the kill")
 

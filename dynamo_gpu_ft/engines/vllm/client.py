@@ -14,9 +14,11 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from dynamo_gpu_ft.config import Config
 from dynamo_gpu_ft.engines.vllm import settings
 from dynamo_gpu_ft.engines.vllm.core import ResilientCore
+from dynamo_gpu_ft.engines.vllm.front_health import FrontHealth
 from dynamo_gpu_ft.engines.vllm.launch import Engine, Launcher, new_tag
 from dynamo_gpu_ft.errors import ConfigError
 from dynamo_gpu_ft.events import EventStream, Journal, log_event
+from dynamo_gpu_ft.health.report import event_of
 from dynamo_gpu_ft.metrics import listener, metrics, port_of
 from dynamo_gpu_ft.recovery import processes
 
@@ -52,6 +54,10 @@ class ResilientLLM(AsyncLLM):
             port=port_of("front", self._config.metrics_port),
             host=self._config.metrics_host,
         )
+        self._health = FrontHealth(
+            self._config, lambda incident: self._events.emit(event_of(incident))
+        )
+        self._health.prepare(self._tag, int(vllm_config.parallel_config.world_size))
         with processes.tagged(self._tag):
             super().__init__(vllm_config, executor_class, log_stats, *args, **kwargs)
 
@@ -63,7 +69,9 @@ class ResilientLLM(AsyncLLM):
     def engine_core(self, core: Any) -> None:
         """AsyncLLM assigns the client of the engine it has just started; the resilient core goes around it."""
         engine = Engine(core, self._tag)
-        self._resilient = ResilientCore(engine, self._launcher, self._config, self._events)
+        self._resilient = ResilientCore(
+            engine, self._launcher, self._config, self._events, self._health
+        )
 
     @property
     def errored(self) -> bool:

@@ -100,6 +100,27 @@ def kv_layout(kv_cache_config: Any) -> str:
     return str(getattr(kv_cache_config, "kv_cache_layout", None))
 
 
+#: Methods of a worker that may take as long as a start, and during which it makes no steps.
+LONG_CALLS = (
+    "load_model",
+    "determine_available_memory",
+    "initialize_from_config",
+    "compile_or_warm_up_model",
+    "sleep",
+    "wake_up",
+    "update_weights",
+    "reload_weights",
+)
+
+
+def worker_wrapper() -> Any:
+    """The class around every worker, through which each of its calls goes: `init_device`, `execute_model`, `shutdown`, and the
+    worker's own methods by delegation."""
+    from vllm.v1.worker.worker_base import WorkerWrapperBase
+
+    return WorkerWrapperBase
+
+
 def serve_parts() -> Any:
     """vLLM's own pieces of its OpenAI server: (make_arg_parser, validate, cli_env_setup, setup_server, build_and_serve)."""
     from vllm.entrypoints.launchers.api_server.entry import build_and_serve

@@ -18,6 +18,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from dynamo_gpu_ft.config import Config
+from dynamo_gpu_ft.engines.vllm.front_health import FrontHealth
 from dynamo_gpu_ft.engines.vllm.launch import Engine, Launcher, new_tag
 from dynamo_gpu_ft.engines.vllm.requests import OpenRequest, continuation, rest_of, why_not
 from dynamo_gpu_ft.engines.vllm.shelter import Shelter
@@ -47,12 +48,18 @@ class ResilientCore:
     ending engines, which block and run on one thread of their own."""
 
     def __init__(
-        self, engine: Engine, launcher: Launcher, config: Config, events: EventStream
+        self,
+        engine: Engine,
+        launcher: Launcher,
+        config: Config,
+        events: EventStream,
+        health: FrontHealth,
     ) -> None:
         self._engine, self._launcher = engine, launcher
         self._config, self._events = config, events
-        self._streams = Streams()
+        self._streams = Streams(on_change=lambda count: health.expect(count > 0))
         self._shelter = Shelter(config, events)
+        self._health = health
         self._generation = 1
         self._epoch = 0
         self._deaths: list[float] = []
@@ -137,6 +144,7 @@ class ResilientCore:
         processes.end_all(self._engine.tag, deadline_s=REAP_DEADLINE_S)
         self._engine.unlink_segments()
         self._shelter.close()
+        self._health.end()
 
     # -- one engine's life -----------------------------------------------------------------------------------------
 
@@ -154,6 +162,12 @@ class ResilientCore:
         engine.watch()
         self._serving.set()
         self._pump_task = asyncio.create_task(self._pump(engine), name="gpu-ft-pump")
+        self._health.serve(self.condemn)
+
+    def condemn(self, reason: str) -> None:
+        """A verdict on the engine that serves: it is ended and recovered from like a dead one. Nothing while none serves."""
+        if self._serving.is_set() and self.failed is None and not self._closing:
+            self._engine.condemn(reason)
 
     async def _pump(self, engine: Engine) -> None:
         """Moves outputs of one engine through the ledger; its end is the engine's death."""
@@ -216,6 +230,10 @@ class ResilientCore:
             if isinstance(decision, GiveUp):
                 self._give_up(decision.reason)
                 return
+            choice, environment = self._health.choose(self._launcher.ranks)
+            if choice.missing:
+                self._give_up(choice.missing)
+                return
             left = self._config.recovery_deadline_s - (now - began)
             try:
                 if decision.delay_s:
@@ -226,7 +244,9 @@ class ResilientCore:
                     REAP_DEADLINE_S + 5,
                 )
                 engine = await self._run(
-                    "start", self._start, min(left, self._config.start_timeout_s)
+                    "start",
+                    functools.partial(self._start, environment),
+                    min(left, self._config.start_timeout_s),
                 )
                 break
             except Exception as error:
@@ -243,12 +263,13 @@ class ResilientCore:
             Recovered(epoch=self._epoch, duration_s=took, requests=len(self._streams))
         )
 
-    async def _start(self) -> Engine:
+    async def _start(self, environment: dict[str, str]) -> Engine:
         """A new, ready engine; a start that is given up leaves no process behind."""
         tag = new_tag()
         loop = asyncio.get_running_loop()
+        self._health.prepare(tag, self._launcher.ranks)
         try:
-            core = await loop.run_in_executor(self._thread, self._launcher.start, tag)
+            core = await loop.run_in_executor(self._thread, self._launcher.start, tag, environment)
         except BaseException:
             await asyncio.shield(
                 asyncio.to_thread(processes.end_all, tag, deadline_s=REAP_DEADLINE_S)

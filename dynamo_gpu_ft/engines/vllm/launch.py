@@ -10,6 +10,7 @@ import copy
 import logging
 import signal
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class Engine:
         self._segments: set[Path] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watched: list[int] = []
+        self._sentence = ""
 
     def watch(self) -> None:
         """Wakes whoever awaits outputs as soon as a core process exits; vLLM itself polls about once a second.
@@ -50,6 +52,11 @@ class Engine:
         for sentinel in manager.sentinels() if manager is not None else ():
             self._loop.add_reader(sentinel, self._exited)
             self._watched.append(sentinel)
+
+    def condemn(self, reason: str) -> None:
+        """Declares a living engine dead: what it has put out already still counts, then it ends. Call on the event loop."""
+        self._sentence = self._sentence or reason
+        self._exited()
 
     def _exited(self) -> None:
         self.unwatch()
@@ -63,7 +70,7 @@ class Engine:
         self._watched.clear()
 
     def obituary(self, error: Exception) -> str:
-        """Why this engine counts as dead: how its core process ended if it did, else what vLLM said."""
+        """Why this engine counts as dead: how its core process ended if it did, else the verdict on it, else what vLLM said."""
         manager = self.core.resources.engine_manager
         for process in manager.processes if manager is not None else ():
             code = process.exitcode
@@ -71,7 +78,7 @@ class Engine:
                 return f"{process.name} (pid {process.pid}) was killed by {_signal_name(-code)}"
             if code is not None:
                 return f"{process.name} (pid {process.pid}) exited with status {code}"
-        return f"{type(error).__name__}: {error}".rstrip(": ")
+        return self._sentence or f"{type(error).__name__}: {error}".rstrip(": ")
 
     def pids(self) -> tuple[int, ...]:
         return tuple(sorted(p.pid for p in processes.find(self.tag)))
@@ -118,14 +125,19 @@ class Launcher:
         if restart_tp:
             self._pristine, self._executor_class = with_tensor_parallel(vllm_config, restart_tp)
 
-    def start(self, tag: str) -> Any:
-        """vLLM's client of a new, ready engine. Blocks for the whole start; raises what vLLM raises when it fails.
+    @property
+    def ranks(self) -> int:
+        """How many ranks, hence devices, an engine that is started from now on has."""
+        return int(self._pristine.parallel_config.world_size)
+
+    def start(self, tag: str, environment: Mapping[str, str] | None = None) -> Any:
+        """vLLM's client of a new, ready engine, its processes with `environment` too. Blocks for the whole start; raises what vLLM raises when it fails.
 
         NOTE: always call it on the same long-lived thread: the death of the thread that spawned a process can end it."""
         config = copy.deepcopy(self._pristine)
         if config.kv_transfer_config is not None:
             config.kv_transfer_config.engine_id = str(uuid.uuid4())
-        with processes.tagged(tag):
+        with processes.tagged(tag, environment):
             return EngineCoreClient.make_async_mp_client(
                 vllm_config=config,
                 executor_class=self._executor_class,

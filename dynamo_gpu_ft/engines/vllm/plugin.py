@@ -22,9 +22,12 @@ def register() -> None:
         processes.die_with_parent()
         if CONNECTOR not in KVConnectorFactory._registry:
             KVConnectorFactory.register_connector(CONNECTOR, MODULE, CONNECTOR)
+        from dynamo_gpu_ft.engines.vllm import vitals
+
+        vitals.install()
     except Exception as error:
         logging.getLogger("dynamo_gpu_ft.engines.vllm").warning(
-            "could not register %s with vLLM (%s: %s); name it with kv_connector_module_path %s",
+            "could not register %s or the health hooks with vLLM (%s: %s); name the former with kv_connector_module_path %s",
             CONNECTOR,
             type(error).__name__,
             error,

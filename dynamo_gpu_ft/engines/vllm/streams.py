@@ -6,7 +6,7 @@ Every output of an engine passes `accept` before anybody sees it, so the ledger 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from dynamo_gpu_ft.engines.vllm.requests import OpenRequest, sampling_summary
@@ -17,8 +17,10 @@ from dynamo_gpu_ft.recovery.ledger import LedgerWriter
 class Streams:
     """Single-threaded (the event loop). `ledger` is None while there is no arena."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_change: Callable[[int], None] = lambda count: None) -> None:
+        """`on_change` hears how many are open whenever that changes."""
         self._open: dict[str, OpenRequest] = {}
+        self._on_change = on_change
         self.ledger: LedgerWriter | None = None
 
     def __len__(self) -> int:
@@ -63,3 +65,4 @@ class Streams:
 
     def _gauge(self) -> None:
         metrics().set("open_requests", len(self._open))
+        self._on_change(len(self._open))
