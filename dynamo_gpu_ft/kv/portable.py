@@ -196,7 +196,7 @@ def identities(core: Any, manifest: Manifest, space: Namespace, where: str) -> l
         raise refuse(where, len(record), f"a namespace record of 1 to {MAX_RECORD_BYTES} bytes")
     root = core.digest(record)
     seen: dict[tuple[int, bytes], int] = {}
-    named: dict[tuple[int, bytes, bytes], bytes] = {}
+    named: set[tuple[int, bytes, bytes]] = set()
     found = []
     for block in space.blocks:
         try:
@@ -225,8 +225,9 @@ def identities(core: Any, manifest: Manifest, space: Namespace, where: str) -> l
         if not continues:
             raise refuse(block.tensor, block.parent_link, "each block continues one before it")
         name = (identity.shard, identity.parent_link, identity.block_hash)
-        if named.setdefault(name, identity.link) != identity.link:
+        if name in named:
             raise refuse(block.tensor, block.hash, "one block of each name continues a prefix")
+        named.add(name)
         seen[identity.shard, identity.link] = identity.position
         found.append(identity)
     return found

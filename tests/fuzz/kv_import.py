@@ -1,7 +1,7 @@
 """Fuzz target: a folder of exported KV blocks as `import` finds it: manifest, tensor files with their headers and offsets, chains.
 
-Whatever the folder says, the command refuses it with `PortableError` before there is an arena, or seals every block of the manifest,
-each verified and under the identity it has there. An input changes what is exported (links and digests follow, as a forger's would),
+Whatever the folder says, the command refuses it with `PortableError` before there is an arena or a disk log, or every block of the
+manifest lies there, verified and under the identity it has in it. An input changes what is exported (links and digests follow, as a forger's would),
 then the JSON of manifest and headers, then bytes and files.
 """
 
@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,22 @@ import hostile_json
 
 from dynamo_gpu_ft import native
 from dynamo_gpu_ft.cli import import_kv
+from dynamo_gpu_ft.config import Config
 from dynamo_gpu_ft.errors import PortableError
-from dynamo_gpu_ft.kv import portable
+from dynamo_gpu_ft.kv import disk, portable
 
 core: Any = native.load()
 
 SHM = "/dev/shm"
 WORK = Path(tempfile.mkdtemp(prefix="gft-fuzz-", dir=SHM if os.access(SHM, os.W_OK) else None))
 atexit.register(shutil.rmtree, WORK, ignore_errors=True)
-FOLDER, ARENA = WORK / "out", WORK / "arena"
-SETTINGS = {"DYN_GPU_FT_ARENA_BYTES": "4MiB", "DYN_GPU_FT_LEDGER_BYTES": "64KiB"}
+FOLDER, ARENA, LOGS = WORK / "out", WORK / "arena", WORK / "logs"
+SETTINGS = {
+    "DYN_GPU_FT_ARENA_BYTES": "4MiB",
+    "DYN_GPU_FT_LEDGER_BYTES": "64KiB",
+    "DYN_GPU_FT_DISK_BYTES": "16MiB",
+    "DYN_GPU_FT_DISK_SEGMENT_BYTES": "1MiB",
+}
 
 NUMBERS: list[Any] = [0, 1, 2, 3, 63, 64, 65, 127, 128, 4096, 1 << 31, (1 << 31) + 1, 1 << 32]
 NUMBERS += [1 << 36, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 64, -1]
@@ -266,60 +272,90 @@ def made(data: Input) -> dict[str, bytes | None]:
 
 def one_input(data: bytes) -> None:
     shutil.rmtree(FOLDER, ignore_errors=True)
+    shutil.rmtree(LOGS, ignore_errors=True)
     ARENA.unlink(missing_ok=True)
     FOLDER.mkdir()
+    to_disk = data[:1] >= b"\xc0"
     files = made(Input(data))
     for name, content in files.items():
         if content is None:
             (FOLDER / name).mkdir()
         else:
             (FOLDER / name).write_bytes(content)
-    said = imported()
-    assert data or said, "what is sound was refused"
-    if said is None:
-        assert [path.name for path in WORK.iterdir()] == [FOLDER.name]
-    else:
-        look(said, files)
+    with mock.patch.dict(os.environ, SETTINGS):
+        said = imported(to_disk)
+        assert data or said, "what is sound was refused"
+        if said is None:
+            assert [path.name for path in WORK.iterdir()] == [FOLDER.name]
+        else:
+            look(said, files, in_logs() if to_disk else in_arena())
 
 
-def imported() -> dict[str, Any] | None:
+def imported(to_disk: bool) -> dict[str, Any] | None:
     """What the command said; None when it refused the folder."""
-    asked = argparse.Namespace(folder=str(FOLDER), arena=str(ARENA), check=False, json=True)
+    asked = argparse.Namespace(
+        folder=str(FOLDER),
+        arena=None if to_disk else str(ARENA),
+        disk=str(LOGS) if to_disk else None,
+        check=False,
+        json=True,
+    )
     out = io.StringIO()
-    with mock.patch.dict(os.environ, SETTINGS), contextlib.redirect_stdout(out):
+    with contextlib.redirect_stdout(out):
         try:
             status = import_kv.run(asked)
         except PortableError as error:
             assert str(error).isprintable()
             return None
     said: dict[str, Any] = json.loads(out.getvalue())
-    assert (status, said["refused"]) == (0, {}), said
+    assert status == 0, said
+    assert not said.get("refused"), said
     return said
 
 
-def look(said: dict[str, Any], files: dict[str, bytes | None]) -> None:
-    """Every block of the manifest lies in the arena as it lies in its file, and nothing else does."""
+#: (id of the namespace, what the block says it is, verified payload)
+Found = tuple[bytes, Any, bytes]
+
+
+def in_arena() -> Iterator[Found]:
+    arena = core.Arena.open(str(ARENA), read_only=True)
+    try:
+        for slot in arena.scan():
+            payload = bytearray(arena.slot_bytes)
+            identity = core.read_block(arena, slot.slot, payload)
+            yield identity.namespace_id, identity, bytes(payload)
+    finally:
+        arena.close()
+
+
+def in_logs() -> Iterator[Found]:
+    config = Config.load({"disk_dir": str(LOGS)})
+    for shard in disk.shards_on_disk(config):
+        log = disk.open_reader(config, shard)
+        assert log is not None
+        for entry in log.entries():
+            assert entry.key.shard == shard
+            yield entry.key.namespace, entry.key, log.read(entry)
+        log.close()
+
+
+def look(said: dict[str, Any], files: dict[str, bytes | None], there: Iterable[Found]) -> None:
+    """Every block of the manifest is there as it lies in its file, and nothing else is."""
     manifest = json.loads(files[portable.MANIFEST] or b"")
     wanted = {
         (core.digest(bytes.fromhex(space["record"])), bytes.fromhex(block["link"])): block
         for space in manifest["namespaces"]
         for block in space["blocks"]
     }
-    arena = core.Arena.open(str(ARENA), read_only=True)
-    try:
-        for slot in arena.scan():
-            payload = bytearray(arena.slot_bytes)
-            found = core.read_block(arena, slot.slot, payload)
-            block = wanted.pop((found.namespace_id, found.link))
-            assert bytes(payload) == tensor(files[block["file"]] or b"", block["tensor"])
-            assert (found.shard, found.position) == (block["shard"], block["position"])
-            assert found.epoch == block["epoch"]
-            for name in ("block_hash", "parent_link", "digest"):
-                assert getattr(found, name) == bytes.fromhex(block[name.removeprefix("block_")])
-        assert not wanted, "imported by halves"
-        assert said["sealed"] == sum(slot.state == "sealed" for slot in arena.scan())
-    finally:
-        arena.close()
+    assert len(wanted) == said.get("sealed", said.get("stored"))
+    for namespace, found, payload in there:
+        block = wanted.pop((namespace, found.link))
+        assert payload == tensor(files[block["file"]] or b"", block["tensor"])
+        assert (found.shard, found.position) == (block["shard"], block["position"])
+        assert found.epoch == block["epoch"]
+        for name in ("block_hash", "parent_link", "digest"):
+            assert getattr(found, name) == bytes.fromhex(block[name.removeprefix("block_")])
+    assert not wanted, "imported by halves"
 
 
 def tensor(file: bytes, name: str) -> bytes:

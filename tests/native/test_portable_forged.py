@@ -113,6 +113,7 @@ def test_two_blocks_of_one_name_behind_one_prefix_are_refused(refused: Any) -> N
     first = identity(b"A")
     second = identity(b"A", epoch=2)
     assert "one block of each name" in refused([(b"A", [first, second, identity(b"A", second)])])
+    assert "one block of each name" in refused([(b"A", [first, first])])
 
 
 def test_more_shards_than_an_arena_has_lanes_are_imported_one_after_the_other(
