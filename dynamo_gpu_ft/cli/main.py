@@ -56,6 +56,10 @@ COMMANDS = {
         "simulated faults: NVML events, lost and silent GPUs, log lines, stopped workers",
         "dynamo_gpu_ft.sim.inject",
     ),
+    "watch": Command(
+        "faults of this machine's GPUs as they happen, what is watched and what cannot be",
+        "dynamo_gpu_ft.cli.watch",
+    ),
     "serve": Command(
         "vLLM's own OpenAI server on a resilient engine: serve MODEL [vLLM's own flags]",
         "dynamo_gpu_ft.engines.vllm.serve",
