@@ -27,8 +27,11 @@ Opinion Judge::look(int64_t now_ns, int64_t most_ns, const Seen &seen, const His
     tick_ns_ = seen.tick_ns;
     tick_since_ = clock_ns_;
   }
+  if (seen.device_step && !device_) device_ = std::make_unique<History>();
   if (seen.device_step != device_step_ || seen.device_step >= seen.step) {
+    if (device_ && device_step_ && seen.device_step != device_step_) device_->learn(device_kind_, clock_ns_ - device_since_);
     device_step_ = seen.device_step;
+    device_kind_ = seen.kind;
     device_since_ = clock_ns_;
   }
   if (seen.phase == Phase::kEmpty || seen.phase == Phase::kLeft || seen.phase > Phase::kLeft) return {};
@@ -48,9 +51,10 @@ Opinion Judge::look(int64_t now_ns, int64_t most_ns, const Seen &seen, const His
     int64_t limit = std::max<int64_t>(seen.limit_ns, rules_.floor_ns);
     consider("busy", elapsed, limit - rules_.after_ns * 4 / 5, limit);
   }
-  if (seen.device_step) {
-    int64_t limit = usual_ns ? std::max(usual_ns + rules_.after_ns, rules_.floor_ns) : rules_.unknown_ns;
-    consider("device", clock_ns_ - device_since_, usual_ns ? limit - rules_.after_ns * 4 / 5 : limit * 4 / 5, limit);
+  if (seen.device_step && seen.device_step < seen.step) {
+    const bool known = device_->count(device_kind_) >= rules_.known;
+    int64_t limit = known ? std::max(device_->quantile(device_kind_, 0.999) + rules_.after_ns, rules_.floor_ns) : rules_.unknown_ns;
+    consider("device", clock_ns_ - device_since_, known ? limit - rules_.after_ns * 4 / 5 : limit * 4 / 5, limit);
   }
   consider("silent", silent, rules_.silent_ns / 4, rules_.silent_ns);
   if (worst.kind == Opinion::kFine) uneasy_since_ = -1;

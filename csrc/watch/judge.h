@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 
 #include "history.h"
 
@@ -59,7 +60,10 @@ class Judge {
   int64_t began_ns_ = 0, since_ = 0;    // on the judge's clock: when this step or work was first seen
   int64_t tick_ns_ = 0, tick_since_ = 0;
   uint64_t device_step_ = 0;
+  uint32_t device_kind_ = 0;
   int64_t device_since_ = 0;
+  // What the device usually takes between two of its marks: the host, which only queues work, does not know it.
+  std::unique_ptr<History> device_;
   int64_t uneasy_since_ = -1, stolen_at_ = 0;
 };
 

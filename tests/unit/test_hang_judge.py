@@ -158,21 +158,31 @@ def test_a_rank_that_shows_no_sign_of_life_is_hung_even_when_idle() -> None:
 
 
 def test_a_device_that_stops_counting_hangs_although_the_host_goes_on() -> None:
+    """The host queues a step every 20 ms; the device takes 200 ms for ten of them, which is its own usual time."""
     judge = core.HangJudge()
     for _ in range(100):
-        judge.learn(DECODE, 0.01)
-    verdicts = []
-    for i in range(100):
-        now = 50 + i * LOOK
-        step = i + 1
-        done = min(step, 20)
-        verdicts.append(
-            judge.look(now, phase=STEP, step=step, began=now, kind=DECODE, tick=now, device_step=done)
+        judge.learn(DECODE, 0.002)
+
+    def look(number: int, done: int) -> tuple[int, str, float]:
+        now = 50 + number * LOOK
+        return judge.look(
+            now, phase=STEP, step=number + 1, began=now, kind=DECODE, tick=now, device_step=done
         )  # fmt: skip
-    hung = [i for i, each in enumerate(verdicts) if each[0] == HUNG]
-    assert hung
-    assert (hung[0] - 20) * LOOK <= 0.56
+
+    for number in range(1000):
+        assert look(number, max(1, number // 10 * 10))[0] == FINE
+    verdicts = [look(number, 990) for number in range(1000, 1100)]
+    hung = [number for number, each in enumerate(verdicts) if each[0] == HUNG]
+    assert 0.6 < (hung[0] + 10) * LOOK <= 0.2 + 0.05 + 0.5
     assert verdicts[hung[0]][1] == "device"
+
+
+def test_a_device_of_which_nothing_is_known_yet_has_a_long_limit() -> None:
+    judge = core.HangJudge(unknown=60)
+    for number in range(1000):
+        now = 50 + number * LOOK
+        told = judge.look(now, phase=IDLE, step=5, began=50.0, tick=now, device_step=4)
+        assert told[0] == FINE
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e300, 1e300])

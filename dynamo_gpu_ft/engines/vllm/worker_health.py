@@ -19,6 +19,7 @@ from dynamo_gpu_ft.errors import HealthError
 from dynamo_gpu_ft.health import heartbeat
 from dynamo_gpu_ft.health.attribution import host_pid
 from dynamo_gpu_ft.health.catalogue.engine import engine_error
+from dynamo_gpu_ft.health.device_beat import DeviceBeat
 from dynamo_gpu_ft.health.readings import Reading
 from dynamo_gpu_ft.health.watching import Watching
 from dynamo_gpu_ft.health.wire import Sender
@@ -31,8 +32,15 @@ _log = logging.getLogger("dynamo_gpu_ft.engines.vllm")
 class WorkerHealth:
     """One worker's. `step` and `long_work` are entered by its main thread only."""
 
-    def __init__(self, beat: native._core.Beat, rank: Rank, config: Config) -> None:
+    def __init__(
+        self,
+        beat: native._core.Beat,
+        rank: Rank,
+        config: Config,
+        device_beat: DeviceBeat | None = None,
+    ) -> None:
         self.rank = rank
+        self._device_beat = device_beat
         self._beat, self._config = beat, config
         self._kinds: list[int] = []
         self._sender: Sender | None = None
@@ -55,7 +63,7 @@ class WorkerHealth:
         beat.busy(config.start_timeout_s)
         device = device_of(worker, config)
         rank = Rank(shard=shard, pid=os.getpid(), host_pid=host_pid(os.getpid()), device=device)
-        health = cls(beat, rank, config)
+        health = cls(beat, rank, config, _device_beat(beat, worker))
         health._announce_compiling()
         watching = Watching(
             config,
@@ -108,6 +116,8 @@ class WorkerHealth:
         if self._sender is not None:
             self._sender.close()
         self._beat.leave()
+        if self._device_beat is not None:
+            self._device_beat.close()
 
     def _forward(self, reading: Reading) -> None:
         if self._sender is not None:
@@ -152,6 +162,8 @@ class _Step:
         health = self._health
         health._kinds.pop()
         if error is None:
+            if health._device_beat is not None:
+                health._device_beat.mark()
             health._beat.end()
         else:
             health._beat.idle()  # a failed step says nothing about what is usual
@@ -169,3 +181,15 @@ class _LongWork:
         self._health._beat.idle()
         if error is not None:
             self._health.failed(error)
+
+
+def _device_beat(beat: native._core.Beat, worker: Any) -> DeviceBeat | None:
+    """The device's half on CUDA; None elsewhere, and where the driver refuses: the host's half goes on."""
+    device = getattr(worker, "device", None)
+    if getattr(device, "type", "") != "cuda":
+        return None
+    try:
+        return DeviceBeat(beat, device)
+    except Exception as error:
+        _log.warning("hangs of the device are seen by the host's steps only: %s", error)
+        return None
