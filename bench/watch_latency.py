@@ -10,6 +10,7 @@ import json
 import os
 import random
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -42,10 +43,15 @@ def measure(options: Options) -> list[Row]:
             name = f"watch_latency.callback.{mode}.p{share * 100:.0f}"
             rows.append(late(name, at(took, share), limit, baseline=at(python, share), note=f"{text}; {spread_of(took)}; baseline: a "
                              f"Python thread in nvmlEventSetWait, idle ({spread_of(python)}); with the GIL held it hears nothing"))  # fmt: skip
-    options.say("asyncio, the loop and two threads busy")
-    took = events("loop", count // 2)
-    rows.append(late("watch_latency.asyncio.busy.p99", at(took, 0.99), 20.0, note=f"callbacks of 1 ms without a pause, two busy Python "
-                     f"threads; {spread_of(took)}"))  # fmt: skip
+    for threads, switch_ms in ((1, 5), (2, 5), (2, 1)):
+        options.say(
+            f"asyncio, the loop and {threads} threads busy, GIL switched every {switch_ms} ms"
+        )
+        took, floor = busy_loop(threads, switch_ms, count // 2)
+        where = f"callbacks of 1 ms without a pause, {threads} busy Python threads, sys.setswitchinterval of {switch_ms} ms"
+        rows.append(late(f"watch_latency.asyncio.busy{threads}.switch{switch_ms}ms.p99", at(took, 0.99), 20.0,
+                         baseline=at(floor, 0.99), note=f"{where}; {spread_of(took)}; baseline: a byte in a pipe ({spread_of(floor)}): "
+                         "who gets the GIL next is chance, with more than one busy thread"))  # fmt: skip
     options.say("recovery actions, which come without an event")
     took = polled(12 if options.quick else 100)
     rows.append(
@@ -87,18 +93,18 @@ def spread_of(values: Sequence[float]) -> str:
 
 
 @contextlib.contextmanager
-def subject(mode: str, seconds: float) -> Iterator[tuple[Control, "subprocess.Popen[str]"]]:
+def subject(mode: str, seconds: float) -> Iterator[tuple[Control, "subprocess.Popen[bytes]"]]:
     """The measured process, ready, and what scripts its NVML."""
     library = build.library()
     with tempfile.TemporaryDirectory(prefix="gft-bench-") as folder:
         control = Control(Path(folder) / "c")
         process = subprocess.Popen(
-            [sys.executable, str(SUBJECT), mode, str(seconds), str(library)], stdout=subprocess.PIPE, text=True,
+            [sys.executable, str(SUBJECT), mode, str(seconds), str(library)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             env=os.environ | {build.CONTROL: str(control.folder)},
         )  # fmt: skip
         try:
             assert process.stdout is not None
-            if process.stdout.readline() != "ready\n":
+            if process.stdout.readline() != b"ready\n":
                 raise GpuFtError(
                     "the measured process did not start", where=mode, remedy="see its output above"
                 )
@@ -108,29 +114,55 @@ def subject(mode: str, seconds: float) -> Iterator[tuple[Control, "subprocess.Po
             process.wait()
 
 
-def answer_of(process: "subprocess.Popen[str]") -> list[list[int]]:
+def answer_of(process: "subprocess.Popen[bytes]") -> list[list[int]]:
     assert process.stdout is not None
     heard: list[list[int]] = json.loads(process.stdout.readline())
     return heard
 
 
 def events(mode: str, count: int) -> list[float]:
-    """Milliseconds from the post of each of `count` events until it was heard, 2 to 6 ms apart."""
+    """Milliseconds from the post of each of `count` events until it was heard."""
+    return delays(posted(mode, count, lambda process: None), count)
+
+
+def busy_loop(threads: int, switch_ms: float, count: int) -> tuple[list[float], list[float]]:
+    """The same in a busy event loop, and what a plain pipe beside it takes, written in turns with the events."""
+
+    def write(process: "subprocess.Popen[bytes]") -> None:
+        assert process.stdin is not None
+        process.stdin.write(struct.pack("q", time.monotonic_ns()))
+        process.stdin.flush()
+        time.sleep(0.004)
+
+    heard = posted(f"loop-{threads}-{switch_ms}", count, write)
+    return delays([each for each in heard if each[1] > 0], count), delays(
+        [[a, -b] for a, b in heard if b < 0], count
+    )
+
+
+def posted(
+    mode: str, count: int, between: Callable[["subprocess.Popen[bytes]"], None]
+) -> list[list[int]]:
+    """(heard, posted) of `count` events, 2 to 6 ms apart, `between` done before each."""
     pause = random.Random(4)
-    with subject(mode, count * 0.012 + 5) as (control, process):
+    with subject(mode, count * 0.02 + 5) as (control, process):
         [(_, path)] = control.users()
         with socket.socket(socket.AF_UNIX) as line:
             line.settimeout(10)
             line.connect(str(path))
             time.sleep(0.5)
             for _ in range(count):
+                between(process)
                 line.sendall(b"event gpu=0 type=0x1000 data=now\n")
                 while not line.recv(256).endswith(b"\n.\n"):
                     pass
                 time.sleep(pause.uniform(0.002, 0.006))
-        heard = answer_of(process)
+        return answer_of(process)
+
+
+def delays(heard: Sequence[Sequence[int]], count: int) -> list[float]:
     if len(heard) != count:
-        raise GpuFtError("events were lost", where=mode, value=f"{len(heard)} of {count}")
+        raise GpuFtError("events were lost", value=f"{len(heard)} of {count}")
     return [(at_ns - posted_ns) / MS for at_ns, posted_ns in heard]
 
 

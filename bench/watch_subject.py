@@ -7,6 +7,7 @@ import asyncio
 import ctypes
 import json
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -93,16 +94,25 @@ def spin(over: threading.Event) -> None:
         sum(range(500))
 
 
-def loop(seconds: float, queue: Any) -> list[tuple[int, int]]:
-    """When the event loop got each record: its callbacks take 1 ms each and never end, beside two busy threads."""
+def loop(seconds: float, queue: Any, threads: int, switch_s: float) -> list[tuple[int, int]]:
+    """When the event loop got each record: its callbacks take 1 ms each and never end, beside busy threads.
+
+    What comes through standard input, times as eight bytes, is noted too, as posted at minus that time: the loop's own delay.
+    """
     heard: list[tuple[int, int]] = []
 
     def take() -> None:
         now = time.monotonic_ns()
         heard.extend((now, int(record.facts.get("data", 0))) for record in queue.take())
 
+    def read() -> None:
+        now = time.monotonic_ns()
+        stamps = os.read(0, 4096)
+        heard.extend((now, -stamp) for (stamp,) in struct.iter_unpack("q", stamps))
+
     async def work() -> None:
         asyncio.get_running_loop().add_reader(queue.fileno(), take)
+        asyncio.get_running_loop().add_reader(0, read)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             busy = time.perf_counter() + 0.001
@@ -110,13 +120,14 @@ def loop(seconds: float, queue: Any) -> list[tuple[int, int]]:
                 pass
             await asyncio.sleep(0)
 
+    sys.setswitchinterval(switch_s)
     over = threading.Event()
-    threads = [threading.Thread(target=spin, args=(over,)) for _ in range(2)]
-    for thread in threads:
+    spinning = [threading.Thread(target=spin, args=(over,)) for _ in range(threads)]
+    for thread in spinning:
         thread.start()
     asyncio.run(work())
     over.set()
-    for thread in threads:
+    for thread in spinning:
         thread.join()
     return heard
 
@@ -178,8 +189,9 @@ def main() -> None:
         watcher = core.NvmlWatcher(queue, library=library)
         watcher.start()
         say("ready")
-        if mode == "loop":
-            say(loop(seconds, queue))
+        if mode.startswith("loop"):
+            _, threads, switch_ms = mode.split("-")
+            say(loop(seconds, queue, int(threads), float(switch_ms) / 1e3))
         elif mode == "records":
             time.sleep(seconds)
             say([[r.at_ns, int(r.facts.get("waited_ms", 0))] for r in queue.take()])

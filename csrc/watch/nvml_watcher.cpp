@@ -80,8 +80,9 @@ int64_t look(const Shared &state, Lock &lock) {
     Record record = give_up(*state, seat);
     if (seat.role == Seat::Role::events && !seat.about) {
       // It may have been one GPU's fault, so the event set is made anew; a wait that sticks again says nothing new.
-      again = ++state->waits_stuck < kEventThreads;
-      state->events_ready |= !again;
+      const bool hopeless = ++state->waits_stuck >= kEventThreads;
+      again |= !hopeless;
+      state->events_ready |= hopeless;
       if (state->waits_stuck > 1) continue;
     } else if (seat.role == Seat::Role::events) {
       again = true;  // without that GPU
