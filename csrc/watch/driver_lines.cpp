@@ -124,11 +124,10 @@ bool parse_driver(std::string_view text, Memory &memory, Line &out) {
 
 bool parse_process(std::string_view text, Line &out) {
   Cursor at{text};
-  size_t crash = text.find("]: segfault at ");
-  if (crash == text.npos) {
-    crash = text.find("] general protection");
-    if (crash == text.npos) crash = text.find("] trap ");
-  }
+  size_t crash = text.npos;
+  for (size_t end = text.find(']'); end != text.npos && crash == text.npos; end = text.find(']', end + 1))
+    for (std::string_view word : {"]: segfault at ", "] general protection", "] trap "})
+      if (text.substr(end).starts_with(word)) crash = end;
   if (crash != text.npos) {
     at = {text.substr(crash)};
     std::string_view library;
@@ -160,7 +159,7 @@ bool parse_process(std::string_view text, Line &out) {
     out.add("seconds", at.digits());
     return told("hung_task", text, out);
   }
-  if (at = {text}; at.jump("nvidia-peermem") && contains(at.left, "detected invalid context"))
+  if (at = {text}; at.jump("-peermem ") && contains(at.left, "detected invalid context"))
     return told("peermem_invalid_context", text, out);
   return false;
 }

@@ -87,12 +87,10 @@ std::string_view gpu_number(std::string_view text) {
 
 bool parse_line(std::string_view text, bool nvrm, Memory &memory, Line &out) {
   memory.next();
-  out.what = nullptr;
-  out.fact_count = 0;
+  out.clear();
   if (size_t at = text.find("Xid ("); at != text.npos) {
     std::string_view behind = text.substr(at + 5);
     char before = at ? text[at - 1] : ' ';
-    out = Line();
     if (before == 'S') return parse_sxid(text, behind, out);
     if (before == ' ' || before == '\t' || before == ':') return parse_xid(text, behind, memory, out);
     return false;
@@ -100,20 +98,18 @@ bool parse_line(std::string_view text, bool nvrm, Memory &memory, Line &out) {
   size_t driver = text.find("NVRM: ");
   if (driver != text.npos || nvrm) {
     if (driver != text.npos) text.remove_prefix(driver);
-    out = Line();
-    if (parse_driver(text, memory, out)) return true;
-    out.what = nullptr;
-    return false;
+    return parse_driver(text, memory, out);
   }
-  out = Line();
-  if (parse_process(text, out) || parse_fabric(text, out)) return true;
+  if (parse_process(text, out)) return true;
+  out.clear();
+  if (parse_fabric(text, out)) return true;
+  out.clear();
   // The second and third line of a probe failure carry no "NVRM: " where the kernel printed them as one.
   Cursor rest{text};
   rest.spaces();
   for (std::string_view word : {"(PCI ID: ", "installed in this ", "fallen off the bus", "GPU "})
     if (rest.left.starts_with(word) && (word[0] != 'G' || contains(text, "fallen off the bus")) && parse_driver(text, memory, out))
       return true;
-  out.what = nullptr;
   return false;
 }
 

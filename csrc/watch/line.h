@@ -43,12 +43,20 @@ struct Line {
   int gi = -1, ci = -1;
   Bdf bdf;
   std::string_view uuid, text;
-  std::array<Fact, kFacts> facts;
+  std::array<Fact, kFacts> facts;  // the first fact_count of them mean something
   size_t fact_count = 0;
   // Two lines of one kind and device that differ in `detail` are two faults (another link, another unit). They are one fault
   // with news where they differ in `state` (another recovery action): the later must not wait behind the earlier.
   uint64_t detail = 0, state = 0;
 
+  void clear() {
+    what = nullptr;
+    code = pid = gi = ci = -1;
+    bdf.size = 0;
+    uuid = text = {};
+    fact_count = 0;
+    detail = state = 0;
+  }
   void add(const char *name, std::string_view value) {
     if (fact_count < kFacts && !value.empty()) facts[fact_count++] = {name, value};
   }

@@ -102,7 +102,7 @@ void LogStream::message(const Frame &frame, bool whole) {
     text = plain_;
   }
   // A GPU that does not answer at probe time is three lines of one record, of which only all together say it.
-  if (contains(text, "The NVIDIA GPU ") && contains(text, "\n")) {
+  if (contains(text, "\n") && contains(text, "The NVIDIA GPU ")) {
     if (text.data() != plain_.data()) plain_ = text;
     std::replace(plain_.begin(), plain_.end(), '\n', ' ');
     text = plain_;

@@ -100,12 +100,8 @@ def probe_memory() -> Item:
         remedy = f"DYN_GPU_FT_ARENA_BYTES={max(free // 2, 1 << 20)}, or a larger {folder}"
         return Item("memory", "missing", detail, remedy + " (docker: --shm-size=8g)", True)
     if kind not in MEMORY_FILE_SYSTEMS:
-        return Item(
-            "memory",
-            "simulated",
-            f"{detail}; a {kind}, not memory",
-            "DYN_GPU_FT_ARENA_DIR=/dev/shm",
-        )
+        detail += f"; a {kind}, not memory"
+        return Item("memory", "simulated", detail, "DYN_GPU_FT_ARENA_DIR=/dev/shm")
     return Item("memory", "real", detail, "", True)
 
 
@@ -193,6 +189,12 @@ def probe_nvml() -> Item:
     return Item("nvml", state, f"{said}; {heard}" if heard else said, remedy)
 
 
+def probe_gpu_logs() -> Item:
+    good, said = _child([sys.executable, "-m", "dynamo_gpu_ft.cli.gpu_logs"])
+    said, _, remedy = said.partition(" | ")
+    return Item("gpu logs", _state(good), said, remedy or ("" if good else _make("pip install .")))
+
+
 def probe_plugin() -> Item:
     names = {entry.name for entry in importlib.metadata.entry_points(group="vllm.general_plugins")}
     allowed = os.environ.get("VLLM_PLUGINS")
@@ -211,12 +213,8 @@ def probe_ports() -> Item:
         wanted["metrics"] = port
     taken = [f"{port} ({name})" for name, port in wanted.items() if not _free_port(port)]
     if taken:
-        return Item(
-            "ports",
-            "missing",
-            f"taken: {', '.join(taken)}",
-            "serve --port, DYN_GPU_FT_METRICS_PORT",
-        )
+        said = f"taken: {', '.join(taken)}"
+        return Item("ports", "missing", said, "serve --port, DYN_GPU_FT_METRICS_PORT")
     metrics = "on" if "metrics" in wanted else "off"
     return Item("ports", "real", f"{', '.join(map(str, wanted.values()))} free; metrics {metrics}")
 
@@ -241,8 +239,8 @@ def probe_demo_model() -> Item:
 
 PROBES: tuple[Callable[[], Item], ...] = (
     probe_python, probe_requirements, probe_core, probe_settings, probe_memory, probe_arena_dir, probe_arenas,
-    probe_locked_memory, probe_vllm, probe_torch, probe_plugin, probe_gpu, probe_gpu_copies, probe_nvml, probe_ports, probe_build_tools,
-    probe_demo_model,
+    probe_locked_memory, probe_vllm, probe_torch, probe_plugin, probe_gpu, probe_gpu_copies, probe_nvml, probe_gpu_logs, probe_ports,
+    probe_build_tools, probe_demo_model,
 )  # fmt: skip
 
 

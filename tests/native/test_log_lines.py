@@ -202,6 +202,17 @@ def test_equal_lines_are_folded_and_news_are_not() -> None:
     assert len(core.parse_log("\n".join(links).encode())) == 18
 
 
+def test_every_line_three_times_is_every_line_once_and_its_count() -> None:
+    log = "\n".join(variant.line for variant in VARIANTS for _ in range(3))
+    once: dict[object, int] = {}
+    for each in core.parse_log(log.encode(), window=3600):
+        once[key(each)] = once.get(key(each), 0) + each.count
+    # A serial number belongs to the GPU that was named before.
+    alone, named = (("board_serial", -1, bdf, -1, -1, -1) for bdf in ("", "0000:9b:00"))
+    assert set(once) == ({key(look(variant.line)) for variant in VARIANTS} - {alone}) | {named}
+    assert all(count % 3 == 0 for count in once.values())
+
+
 def test_a_fault_that_comes_back_after_the_window_is_told_again() -> None:
     log = f"[10.0] {XIDS[2].line}\n[10.5] {XIDS[2].line}\n[20.0] {XIDS[2].line}\n[15000.0] {XIDS[2].line}\n"
     assert [(each.at_ns, each.count) for each in core.parse_log(log.encode())] == [

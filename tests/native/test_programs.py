@@ -1,7 +1,8 @@
 """The core's C++ test programs: digests against known values, conversions against a byte by byte
 reference, a life under hostile bytes, everything at once from many threads,
 lanes that change hands between dying processes, a disk log that is appended to, read, collected and followed at once,
-watchers of a simulated NVML while it loses GPUs, sticks and storms.
+watchers of a simulated NVML while it loses GPUs, sticks and storms,
+a kernel log of damaged lines.
 
 They are built here with both digests; `make sanitize` (or GFT_SANITIZE=1) also runs them under ASan, UBSan and TSan.
 """
@@ -36,7 +37,7 @@ def make(target: str, *variables: str) -> str:
 
 
 def test_the_programs_pass_with_the_digest_of_this_machine() -> None:
-    out = make("plain", "CASES=20000")
+    out = make("plain", "CASES=20000", "LINES=1000000")
     assert "relayouts: ok, 20000 cases" in out
     assert "hostile: 20000 cases" in out
     assert "hostile: ok" in out
@@ -44,6 +45,7 @@ def test_the_programs_pass_with_the_digest_of_this_machine() -> None:
     assert "lanes: ok" in out
     assert "disk: ok" in out
     assert "watch: ok" in out
+    assert "kernel_log: ok" in out
 
 
 def test_the_programs_pass_without_xxhash_io_uring_and_codecs() -> None:
@@ -60,3 +62,4 @@ def test_the_programs_are_clean_under_the_sanitizers(request: pytest.FixtureRequ
     assert out.count("threads: ok") == 2
     assert out.count("disk: ok") == 2
     assert out.count("watch: ok") == 2
+    assert out.count("kernel_log: ok") == 2

@@ -17,6 +17,24 @@ from door import core
 from log_world import DEADLINE_S, Watched, append
 
 
+def test_who_may_not_read_a_log_is_told_what_mends_it(tmp_path: Path) -> None:
+    log = tmp_path / "kern"
+    log.write_text("")
+    log.chmod(0)
+    code = (
+        "import os; from dynamo_gpu_ft import native; c = native.load()\n"
+        "if os.getuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        f"try: c.LogReader(c.WatchQueue(), {str(log)!r})\n"
+        "except c.CoreError as error: print(error.code, error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE_S
+    )
+    assert done.stdout.startswith("io cannot open the log"), done.stdout + done.stderr
+    assert "Permission denied" in done.stdout
+    assert "CAP_SYSLOG" in done.stdout
+
+
 def test_the_kernels_own_device_is_read_or_refused_with_the_remedy(watched: Watched) -> None:
     try:
         reader = watched.follow("/dev/kmsg", from_start=True)

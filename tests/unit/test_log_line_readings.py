@@ -140,7 +140,7 @@ def test_another_tenants_crash_convicts_nobody() -> None:
     log += "[20000.1] INFO: task java:8 blocked for more than 120 seconds.\n"
     for found in incidents(log, ranks=ranks):
         assert found.shards == ()
-        assert found.verdict.unusable is Unusable.NOTHING
+        assert found.verdict.unusable.severity <= Unusable.CONTEXT.severity  # of that process
 
 
 def test_both_lines_of_a_lost_gpu_are_one_incident() -> None:
