@@ -6,8 +6,10 @@ without calling the slowest step seen in the run a hang.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import random
 import signal
 import statistics
 import subprocess
@@ -19,9 +21,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench.arena_copy import memory_folder
+from bench.offline import Engine
 from bench.rows import Options, Row, row, spread
 from dynamo_gpu_ft import native
+from dynamo_gpu_ft.cli.models import smollm2
 from dynamo_gpu_ft.errors import GpuFtError
+from dynamo_gpu_ft.health import heartbeat
+from dynamo_gpu_ft.recovery import processes
 
 TARGET_S = 0.5
 DEADLINE_S = 60.0
@@ -76,7 +83,7 @@ def measure(options: Options) -> list[Row]:
             )
         )
     rows.append(_false_alarms(steps * (4 if options.quick else 20)))
-    return [*rows, *_real_engine(options)]
+    return [*rows, *_loaded_engine(options), *_real_engine(options)]
 
 
 def _stop(ranks: list[subprocess.Popen[str]]) -> int:
@@ -140,6 +147,57 @@ def _false_alarms(steps: int) -> Row:
         "alarms",
         note=f"{2 * steps} short steps of two processes on this machine as busy as it was",
     )
+
+
+def _loaded_engine(options: Options) -> list[Row]:
+    """A real vLLM under load: decode, prompts of very different lengths, and for half of the time twice as many busy processes as
+    processors. The watch is in this process, as it is in a server."""
+    if importlib.util.find_spec("vllm") is None:
+        options.lacking.append("a real engine under load (needs vLLM)")
+        return []
+    seconds = 20.0 if options.quick else 300.0
+    options.say(f"a real engine under load, {seconds:g} s")
+    core, lot, tag = native.load(), random.Random(0), f"bench-{os.getpid()}"
+    with memory_folder(256 << 20) as folder, ExitStack() as stack:
+        beats, _ = heartbeat.files(str(folder), tag)
+        core.make_heartbeat_file(beats, 1)
+        settings = {"arena_dir": str(folder), "arena_bytes": "128MiB", "ledger_bytes": "1MiB"}
+        with processes.tagged(tag):
+            engine = stack.enter_context(Engine(smollm2(), settings=settings, dtype="bfloat16"))
+        queue = core.WatchQueue()
+        watch = core.HangWatch(queue, beats, ranks=1)
+        ends = time.monotonic() + seconds
+        busy = False
+        while (left := ends - time.monotonic()) > 0:
+            if left < seconds / 2 and not busy:
+                busy = True
+                for _ in range(2 * len(os.sched_getaffinity(0))):
+                    stack.enter_context(_busy_process())
+            lengths = [lot.choice((8, 64, 500, 2000)) for _ in range(lot.randrange(1, 5))]
+            prompts = [[lot.randrange(3, 49_000) for _ in range(length)] for length in lengths]
+            engine.ask(prompts, lot.choice((1, 16, 48)))
+        watch.stop()
+        steps = core.look_at_heartbeats(beats)[0]["step"]
+        told = [record.what for record in queue.take()]
+    return [
+        row(
+            "hang.vllm_false_alarms",
+            told.count("hang"),
+            "alarms",
+            note=f"{steps} steps of a real engine in {seconds:g} s, half of them on an overloaded machine; told slow "
+            f"{told.count('slow')} times",
+        )
+    ]
+
+
+@contextmanager
+def _busy_process() -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _real_engine(options: Options) -> list[Row]:
