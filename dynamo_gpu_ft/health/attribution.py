@@ -53,11 +53,13 @@ def shards_of(
     """Shards, ascending. `involved` are the incident's devices."""
     root = entries[0]
     everybody = tuple(sorted({rank.shard for rank, _ in ranks}))
+    # What is wrong with a driver, a fabric or the machine does not concern ranks that are on no GPU known by any name.
+    on_gpus = tuple(sorted({rank.shard for rank, _ in ranks if rank.device.known}))
     fabric = root.family is Family.SWITCH or root.probe == "fabric"
     if verdict.unusable is Unusable.NODE or root.known.device.kind == "node":
-        return everybody
+        return on_gpus
     if fabric and verdict.unusable is not Unusable.NOTHING:
-        return everybody
+        return on_gpus
     if root.family is Family.GROUP and root.shard is None:
         return everybody
     found = {

@@ -32,8 +32,7 @@ class Verdicts:
         severity = incident.verdict.unusable.severity
         if incident.cleared or incident.verdict.unusable is Unusable.NOTHING:
             return None
-        concerns = bool(incident.shards) or incident.verdict.unusable is Unusable.NODE
-        if not concerns or self.answered.get(incident.id, 0) >= severity:
+        if not incident.shards or self.answered.get(incident.id, 0) >= severity:
             return None
         if incident.verdict.unusable is Unusable.CONTEXT and incident.updated < started:
             return None

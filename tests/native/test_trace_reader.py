@@ -117,9 +117,9 @@ def test_a_line_in_the_kernels_log_arrives_by_the_device_and_by_a_tracepoint(
     watched.follow("/dev/kmsg")
     trace = core.TraceReader(watched.queue, str(tracefs()), events=["printk/console"])
     watched.readers.append(trace)
-    # A switch that no machine has, so that nobody who reads this log takes it for a fault.
+    # Everybody on this machine reads it: the name of a GPU that no machine has is no fault.
     with open("/dev/kmsg", "w") as kmsg:
-        kmsg.write("<3>nvidia-nvswitch99: SXid (PCI:ffff:ff:1f.0): 00001, test of a log reader\n")
+        kmsg.write("<6>NVRM: GPU at PCI:ffff:ff:1f: GPU-00000000-0000-0000-0000-000000000000\n")
     found = watched.until(
         lambda found: len({r.source for r in found if r.bdf == "ffff:ff:1f"}) == 2
     )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from dynamo_gpu_ft.health.fusion import Fusion
 from dynamo_gpu_ft.health.incidents import Action, Unusable
 from dynamo_gpu_ft.health.readings import Reading, Source, State
 from dynamo_gpu_ft.health.settings import Settings
-from dynamo_gpu_ft.topology import Device
+from dynamo_gpu_ft.topology import Device, Rank
 from tests.unit.fusion_world import (
     NODE,
     RANKS,
@@ -124,6 +125,18 @@ def test_a_fatal_switch_error_explains_what_its_gpus_print_and_concerns_all_rank
     assert (incident.probe, incident.devices[0].kind) == ("sxid", "switch")
     assert incident.shards == tuple(range(8))
     assert len(incident.devices) == 4
+
+
+def test_a_switch_and_a_driver_are_nothing_to_ranks_without_a_gpu() -> None:
+    on_cpu = [Rank(shard=0, pid=1), Rank(shard=1, pid=2)]
+    for wrong in (
+        read(0, "sxid", SWITCH, Source.KERNEL_LOG, State.FAILED, code=20034),
+        read(0, "driver", NODE, Source.NVML_POLL, State.FAILED, text="driver_unresponsive"),
+    ):
+        fusion = Fusion(Settings(), "580.95", on_cpu)
+        told = [*fusion.add(wrong), *fusion.tick(T0 + 6.0)]
+        assert told
+        assert {incident.shards for incident in told} == {()}
 
 
 def test_a_lost_gpu_explains_the_broken_links_of_its_peers() -> None:

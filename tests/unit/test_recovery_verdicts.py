@@ -61,9 +61,11 @@ def test_more_evidence_of_one_fault_costs_one_restart_and_a_worse_verdict_one_mo
     assert [each is not None for each in told] == [True, False, True, False, False]
 
 
-def test_a_node_concerns_every_engine_on_it() -> None:
-    sentence = Verdicts().weigh(incident(Unusable.NODE, shards=()), started=0.0)
-    assert sentence == Sentence("xid 79 on gpu 0000:3b:00: it fell off", (Device(kind="node"),))
+def test_a_node_that_cannot_be_relied_on_is_fenced_as_a_whole() -> None:
+    sentence = Verdicts().weigh(incident(Unusable.NODE, shards=(0, 1)), started=0.0)
+    assert sentence == Sentence(
+        "xid 79 on gpu 0000:3b:00 (shard 0, 1): it fell off", (Device(kind="node"),)
+    )
 
 
 def test_the_first_healthy_devices_are_chosen_in_order() -> None:
