@@ -78,6 +78,17 @@ def hold(path: str) -> int:
     return descriptor
 
 
+def let_go(path: str, descriptor: int) -> None:
+    """Closes what `hold` gave; the last one to let go removes the file. Never raises."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
+    except OSError:
+        pass  # others hold it, or it is gone
+    finally:
+        os.close(descriptor)
+
+
 def remove_stale(folder: str) -> list[str]:
     """Removes files that a killed server left in `folder`: nobody holds them, and they are not new. Never raises."""
     removed = []

@@ -74,3 +74,13 @@ def test_files_that_a_killed_server_left_are_removed_and_held_or_new_ones_stay(
     os.close(descriptor)
     assert heartbeat.remove_stale(str(tmp_path)) == [held]
     assert heartbeat.remove_stale(str(tmp_path / "absent")) == []
+
+
+def test_the_last_one_to_let_go_removes_the_file(tmp_path: Path) -> None:
+    beats, _ = heartbeat.files(str(tmp_path), "tag")
+    native.load().make_heartbeat_file(beats, 2)
+    first, second = heartbeat.hold(beats), heartbeat.hold(beats)
+    heartbeat.let_go(beats, first)
+    assert os.path.exists(beats)
+    heartbeat.let_go(beats, second)
+    assert not os.path.exists(beats)

@@ -46,6 +46,7 @@ class WorkerHealth:
         self._sender: Sender | None = None
         self._watching: Watching | None = None
         self._last_error: BaseException | None = None
+        self._kept: tuple[str, int] | None = None
 
     @classmethod
     def start(cls, wrapper: Any) -> WorkerHealth | None:
@@ -75,8 +76,10 @@ class WorkerHealth:
         )
         if tag:
             health._connect(socket)
-        elif worker.local_rank == 0:
-            watching.add_heartbeats(beats, ranks=ranks)  # nobody else looks at this engine's ranks
+        else:
+            health._keep(beats)
+            if worker.local_rank == 0:
+                watching.add_heartbeats(beats, ranks=ranks)  # nobody else looks at these ranks
         watching.start()
         health._watching = watching
         return health
@@ -118,6 +121,17 @@ class WorkerHealth:
         self._beat.leave()
         if self._device_beat is not None:
             self._device_beat.close()
+        if self._kept is not None:
+            heartbeat.let_go(*self._kept)
+            self._kept = None
+
+    def _keep(self, beats: str) -> None:
+        """Without a server that keeps the heartbeat file, its workers do, and tidy up after those that were killed."""
+        try:
+            self._kept = beats, heartbeat.hold(beats)
+        except OSError as error:
+            _log.warning("the heartbeat file %s is kept by nobody: %s", beats, error)
+        heartbeat.remove_stale(self._config.arena_dir)
 
     def _forward(self, reading: Reading) -> None:
         if self._sender is not None:
