@@ -304,6 +304,7 @@ def test_a_request_that_waits_too_long_ends_with_an_error_and_the_others_go_on()
             await asyncio.sleep(0)
         release.set()
         await collecting
+        await asyncio.wait_for(world.core._serving.wait(), 20.0)
         await world.add("b")
         await world.collect()
         world.core.shutdown()

@@ -134,6 +134,7 @@ class ResilientCore:
         if self._closing:
             return
         self._closing = True
+        self._health.end()  # before its processes end: that is no fault
         if self._loop is not None and not self._loop.is_closed():
             for task in (self._recovery, self._pump_task):
                 if task is not None:
@@ -144,7 +145,6 @@ class ResilientCore:
         processes.end_all(self._engine.tag, deadline_s=REAP_DEADLINE_S)
         self._engine.unlink_segments()
         self._shelter.close()
-        self._health.end()
 
     # -- one engine's life -----------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,16 +61,22 @@ class FrontHealth:
         self._current: _Start | None = None
         self._started = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._early: list[Incident] = []
+        self._hearing = threading.Lock()
         self._condemn: Callable[[str], None] = lambda reason: None
         self._watching: Watching | None = None
 
     def prepare(self, tag: str, ranks: int) -> None:
-        """Makes the files of the engine start `tag` before its processes look for them. Blocks briefly; never raises."""
+        """Makes the files of the engine start `tag` before its processes look for them. Never raises.
+
+        The first call starts the watching too and may block for a few driver calls' deadlines; call it before there is a loop."""
         self._release()
         self._started = time.monotonic()
         self._ranks.clear()
         if not self._config.health:
             return
+        if self._watching is None:
+            self._begin_watching()
         try:
             heartbeat.remove_stale(self._config.arena_dir)
             beats, socket = heartbeat.files(self._config.arena_dir, tag)
@@ -87,9 +94,11 @@ class FrontHealth:
         self._condemn = condemn
         if not self._config.health:
             return
-        self._loop = asyncio.get_running_loop()
-        if self._watching is None:
-            self._begin_watching()
+        with self._hearing:
+            self._loop = asyncio.get_running_loop()
+            early, self._early = self._early, []
+        for incident in early:
+            self._heard(incident)
         current = self._current
         if current is None or self._watching is None:
             return
@@ -179,9 +188,12 @@ class FrontHealth:
                 self._watching.add(message.reading)
 
     def _heard_elsewhere(self, incident: Incident) -> None:
-        """On the monitor's thread."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._heard, incident)
+        """On the monitor's thread. What comes before the first engine serves waits for it, the newest thousand."""
+        with self._hearing:
+            if self._loop is None:
+                self._early = [*self._early[-999:], incident]
+            elif not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._heard, incident)
 
     def _heard(self, incident: Incident) -> None:
         self._listener(incident)
