@@ -27,6 +27,7 @@ def run(model: Path, scenarios: list[str], **llm: Any) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(prefix="gft-health-", dir="/dev/shm"))
     log = folder / "kernel.log"
     log.touch()
+    (folder / "control").mkdir()  # every process listens there from its start
     settings = {
         "arena_dir": str(folder), "arena_bytes": "128MiB", "ledger_bytes": "1MiB", "restore_by_cost": False,
         "max_restarts": 20, "health_library": str(build.library()), "health_log": str(log),
