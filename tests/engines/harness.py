@@ -50,6 +50,7 @@ class OfflineEngine:
         deadline_s: float = 180.0,
         environment: dict[str, str] | None = None,
         command: Sequence[str] = (),
+        disk_faults: Sequence[tuple[str, int, int, int]] = (),
         **llm: Any,
     ) -> None:
         arguments = {
@@ -72,9 +73,10 @@ class OfflineEngine:
         self._tag = f"offline-{os.getpid()}-{id(self)}"
         self._deadline_s = deadline_s
         self.log = log
+        orders = {"llm": arguments, "disk_faults": list(disk_faults)}
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [*command, sys.executable, str(PROGRAM), json.dumps({"llm": arguments})],
+                [*command, sys.executable, str(PROGRAM), json.dumps(orders)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

@@ -1,6 +1,6 @@
 """The program behind `harness.OfflineEngine`: one real vLLM engine that answers JSON lines on stdin with JSON lines on stdout.
 
-Argument: JSON {"llm": arguments of vllm.LLM}. Each request line: {"prompts": [[token, ...], ...], "max_tokens": n or one
+Argument: JSON {"llm": arguments of vllm.LLM, "disk_faults": what the disk log's own injection of faults takes, or null}. Each request line: {"prompts": [[token, ...], ...], "max_tokens": n or one
 per prompt, "transfer_params": what each request says to connectors, or null}, and what else shall happen:
 "abort_in": the first request seen in that state of vLLM's is aborted; "die": {"tokens": n, "preempted": n}: once there have been
 so many, all requests together, the program answers with the tokens so far and kills itself.
@@ -96,12 +96,24 @@ def settle() -> list[str]:
     return reasons
 
 
+def inject(faults: list[tuple]) -> None:
+    """Every disk log that this process opens from here on has these faults, below io_uring too."""
+    from dynamo_gpu_ft import native
+
+    core = native.load()
+    opened = core.DiskLog.open
+    core.DiskLog.open = lambda path, **how: opened(path, faults=faults, **how)
+
+
 def main() -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # the engine prints on stdout; replies keep their own descriptor
     from vllm import LLM
 
-    llm = LLM(**json.loads(sys.argv[1])["llm"])
+    said = json.loads(sys.argv[1])
+    if said.get("disk_faults"):
+        inject([tuple(fault) for fault in said["disk_faults"]])
+    llm = LLM(**said["llm"])
     print(json.dumps({"ready": True, "not_protected": settle()}), file=replies, flush=True)
     for line in sys.stdin:
         print(json.dumps(answer(llm, json.loads(line), replies)), file=replies, flush=True)

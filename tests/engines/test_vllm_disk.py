@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,19 +70,92 @@ def test_a_disk_that_refuses_every_write_leaves_the_engine_serving_and_protected
     chosen = settings(disk_dir=str(tmp_path / "disk"), disk_segment_bytes="256MiB")
     limits = ["prlimit", f"--fsize={160 << 20}"]  # enough for the arena, too little for a segment
     with OfflineEngine(tiny_model, tmp_path / "log", settings=chosen, command=limits) as engine:
-        for _ in range(50):  # the worker reports once a second, at one of its steps
-            reply = engine.run(PROMPTS)
-            assert reply["tokens"] == expected
-            assert reply["not_protected"] == []
-            said = "NOT PROTECTED on disk" in (tmp_path / "log").read_text()
-            if said:
-                break
+        assert "ulimit" in serve_until_the_disk_is_given_up(engine, expected)
         engine.kill()
-    assert said
     with OfflineEngine(tiny_model, tmp_path / "again", settings=settings()) as engine:
         reply = engine.run(PROMPTS)
     assert reply["tokens"] == expected
     assert reply["cached"] == [WHOLE, WHOLE], "the arena has everything"
+
+
+def serve_until_the_disk_is_given_up(engine: OfflineEngine, expected: list[list[int]]) -> str:
+    """The one line that says so; every answer meanwhile is right."""
+    for turn in range(200):  # the worker reports once a second, at one of its steps
+        reply = engine.run(PROMPTS)
+        assert reply["tokens"] == expected
+        assert reply["not_protected"] == []
+        said = [x for x in engine.log.read_text().splitlines() if "NOT PROTECTED on disk" in x]
+        if said:
+            (line,) = said
+            return line
+        engine.run([prompt(100 + 3 * turn + i) for i in range(3)], 8)  # more for the disk
+    raise AssertionError("the engine never said that its disk is gone")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("kind", "code", "word"),
+    [
+        ("write", errno.EIO, "Input/output error"),
+        ("sync", errno.EIO, "Input/output error"),
+        ("write", errno.EROFS, "Read-only file system"),
+    ],
+)
+def test_a_disk_that_fails_under_a_serving_engine_ends_the_disks_protection_only(
+    tiny_model: Path,
+    tmp_path: Path,
+    settings: Settings,
+    expected: list[list[int]],
+    kind: str,
+    code: int,
+    word: str,
+) -> None:
+    chosen = settings(disk_dir=str(tmp_path / "disk"), disk_segment_bytes="16MiB")
+    fault = (kind, 7, 1 << 20, code)
+    with OfflineEngine(
+        tiny_model, tmp_path / "log", settings=chosen, disk_faults=[fault]
+    ) as engine:
+        assert word in serve_until_the_disk_is_given_up(engine, expected)
+        assert engine.run(PROMPTS)["cached"] == [WHOLE, WHOLE]
+
+
+def mounted(*script: str) -> list[str]:
+    """A command that mounts for itself alone and then runs what follows; skips where that is not allowed."""
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    command += [" && ".join([*script, 'exec "$@"']), "sh"]
+    if subprocess.run([*command, "true"], capture_output=True).returncode:
+        pytest.skip("mounting in a namespace of one's own is not allowed here")
+    return command
+
+
+@pytest.mark.long
+def test_a_full_disk_is_said_while_the_engine_serves(
+    tiny_model: Path, tmp_path: Path, settings: Settings, expected: list[list[int]]
+) -> None:
+    (disk := tmp_path / "disk").mkdir()
+    chosen = settings(disk_dir=str(disk), disk_segment_bytes="16MiB")
+    small = mounted(f"mount -t tmpfs -o size=24m tmpfs {disk}")
+    with OfflineEngine(tiny_model, tmp_path / "log", settings=chosen, command=small) as engine:
+        assert "No space left" in serve_until_the_disk_is_given_up(engine, expected)
+        assert engine.run(PROMPTS)["cached"] == [WHOLE, WHOLE]
+
+
+@pytest.mark.long
+def test_a_disk_that_is_read_only_after_a_reboot_is_said_and_still_read(
+    tiny_model: Path, tmp_path: Path, settings: Settings, expected: list[list[int]]
+) -> None:
+    chosen = settings(disk_dir=str(tmp_path / "disk"), disk_segment_bytes="16MiB")
+    with OfflineEngine(tiny_model, tmp_path / "first", settings=chosen) as engine:
+        assert engine.run(PROMPTS)["tokens"] == expected
+    reboot(chosen)
+    disk = chosen["disk_dir"]
+    sealed = mounted(f"mount --bind {disk} {disk}", f"mount -o remount,bind,ro {disk}")
+    with OfflineEngine(tiny_model, tmp_path / "log", settings=chosen, command=sealed) as engine:
+        reply = engine.run(PROMPTS)
+        assert reply["tokens"] == expected
+        assert reply["not_protected"] == []
+        assert reply["cached"] == [WHOLE, WHOLE]
+        assert serve_until_the_disk_is_given_up(engine, expected)
 
 
 @pytest.mark.long
