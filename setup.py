@@ -3,7 +3,7 @@
 CUDA is never needed here: where nvcc is found, the copy kernels are built ahead of time into fat binaries
 (DYN_GPU_FT_BUILD_KERNELS=0 leaves them out), else the package goes without. xxHash is used when the compiler finds
 <xxhash.h>; DYN_GPU_FT_BUILD_DIGEST=crc32c or =xxh3_128 forces the choice (the latter fails with the remedy when the
-header is missing).
+header is missing). DYN_GPU_FT_BUILD_FLAGS is added when compiling and when linking: sanitizers, debugging symbols.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 # -g0 last: Python's own flags ask for debugging symbols, which would make the library twenty times larger.
 FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-pthread", "-g0"]
+# NOTE: not by CFLAGS: setuptools 77 leaves them to C, and what should be instrumented would be built without a word.
+MORE_FLAGS = os.environ.get("DYN_GPU_FT_BUILD_FLAGS", "").split()
 
 
 def compiler_finds(header: str) -> bool:
@@ -97,8 +99,8 @@ def core_extension() -> Extension:
         depends=headers,
         include_dirs=[pybind11.get_include()],
         define_macros=[("GFT_PACKAGE_VERSION", f'"{version()}"'), *digest_macros(), *macros],
-        extra_compile_args=FLAGS,
-        extra_link_args=["-pthread", *archives, "-Wl,--exclude-libs,ALL"],
+        extra_compile_args=[*FLAGS, *MORE_FLAGS],
+        extra_link_args=["-pthread", *archives, "-Wl,--exclude-libs,ALL", *MORE_FLAGS],
         language="c++",
     )
 
