@@ -33,6 +33,8 @@ EVERY = 8
 BEHIND = 2
 
 
+# NOTE: a copy may lag behind by many of this tiny model's steps where the machine is full, so this is nothing for `make test`.
+@pytest.mark.long
 def test_a_killed_engine_with_tails_recomputes_the_last_steps_only(tiny_model: Path) -> None:
     folder = Path(tempfile.mkdtemp(prefix="gft-tails-", dir="/dev/shm"))
     try:

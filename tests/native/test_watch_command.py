@@ -34,7 +34,15 @@ def watch() -> Iterator[Run]:
 
     def start(*arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "dynamo_gpu_ft", "watch", "--log", "none", *arguments]
-        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        # NOTE: a shell's background hands SIGINT down as ignored.
+        running.append(
+            subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                text=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
+        )
         return running[-1]
 
     yield start

@@ -10,12 +10,15 @@ from dynamo_gpu_ft.errors import (
     ConfigError,
     CoreUnavailable,
     GpuFtError,
+    HealthError,
     NotProtected,
     PortableError,
     RecoveryFailed,
 )
 
-KINDS = [ArenaError, ConfigError, CoreUnavailable, NotProtected, PortableError, RecoveryFailed]
+KINDS = [
+    ArenaError, ConfigError, CoreUnavailable, HealthError, NotProtected, PortableError, RecoveryFailed,
+]  # fmt: skip
 
 
 def test_a_message_names_what_where_value_rule_and_remedy() -> None:

@@ -6,6 +6,7 @@ wire to it; the client decides.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
@@ -74,9 +75,7 @@ class WorkerHealth:
             forward=health._forward,
             vitals=lambda: {"shard": shard, "steps": beat.steps},
         )
-        if tag:
-            health._connect(socket)
-        else:
+        if not (tag and health._connect(socket)):
             health._keep(beats)
             if worker.local_rank == 0:
                 watching.add_heartbeats(beats, ranks=ranks)  # nobody else looks at these ranks
@@ -121,9 +120,12 @@ class WorkerHealth:
         self._beat.leave()
         if self._device_beat is not None:
             self._device_beat.close()
-        if self._kept is not None:
-            heartbeat.let_go(*self._kept)
-            self._kept = None
+        self._let_go()
+
+    def _let_go(self) -> None:
+        kept, self._kept = self._kept, None
+        if kept is not None and os.getpid() == self.rank.pid:
+            heartbeat.let_go(*kept)
 
     def _keep(self, beats: str) -> None:
         """Without a server that keeps the heartbeat file, its workers do, and tidy up after those that were killed."""
@@ -131,20 +133,25 @@ class WorkerHealth:
             self._kept = beats, heartbeat.hold(beats)
         except OSError as error:
             _log.warning("the heartbeat file %s is kept by nobody: %s", beats, error)
+        atexit.register(self._let_go)  # an offline engine ends without being shut down
         heartbeat.remove_stale(self._config.arena_dir)
 
     def _forward(self, reading: Reading) -> None:
         if self._sender is not None:
             self._sender.send(reading)
 
-    def _connect(self, socket: str) -> None:
+    def _connect(self, socket: str) -> bool:
+        """Whether a server takes this worker's readings."""
         try:
-            self._sender = Sender(socket, self.rank)
+            sender = Sender(socket, self.rank)
         except HealthError as error:
             _log.warning("readings of shard %d stay in its process: %s", self.rank.shard, error)
-            return
-        if not self._sender.hello():
-            _log.warning("nobody takes the readings of shard %d at %s", self.rank.shard, socket)
+            return False
+        if sender.hello():
+            self._sender = sender
+            return True
+        sender.close()
+        return False
 
     def _announce_compiling(self) -> None:
         """A step in which torch compiles takes as long as it takes. Only if the engine has loaded the compiler already."""
