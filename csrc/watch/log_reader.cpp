@@ -65,7 +65,6 @@ void LogReader::run() {
     } catch (...) {  // no memory: what was read is lost, what comes is not
       lost_ = true;
     }
-    lines_.store(stream_.lines(), std::memory_order_relaxed);
     if (more) continue;
     struct pollfd waiting[2] = {{stop_, POLLIN, 0}, {tail_.descriptor(), POLLIN, 0}};
     poll(waiting, 2, pause(now));

@@ -28,7 +28,7 @@ class LogReader {
   LogReader(const LogReader &) = delete;
   LogReader &operator=(const LogReader &) = delete;
 
-  uint64_t lines() const noexcept { return lines_.load(std::memory_order_relaxed); }
+  uint64_t lines() const noexcept { return stream_.lines(); }
 
  private:
   void run();
@@ -42,7 +42,6 @@ class LogReader {
   const int64_t opened_ns_;
   Tail tail_;
   LogStream stream_;
-  std::atomic<uint64_t> lines_{0};
   std::atomic<bool> ending_{false};
   uint64_t last_serial_ = 0;
   bool lost_ = false;

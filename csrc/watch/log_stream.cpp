@@ -48,7 +48,7 @@ void LogStream::gap(const char *why, uint64_t count, int64_t now_ns) {
   record.what = "gap";
   record.at_ns = record.last_ns = now_ns;
   record.count = std::max<uint64_t>(count, 1);
-  record.serial = lines_;
+  record.serial = lines();
   record.facts.emplace_back("why", why);
   tell(std::move(record));
 }
@@ -66,19 +66,19 @@ void LogStream::finish(int64_t now_ns) {
 }
 
 void LogStream::line(std::string_view text, bool whole) {
-  ++lines_;
+  lines_.fetch_add(1, std::memory_order_relaxed);
   if (format_ == LogFormat::trace)
     if (uint64_t lost = lost_events(text)) return gap("overwritten", lost, now_ns_);
   Frame frame = format_ == LogFormat::trace ? frame_of_trace(text) : frame_of(text);
-  if (!frame.serial) frame.serial = lines_;
+  if (!frame.serial) frame.serial = lines();
   message(frame, whole);
 }
 
 void LogStream::entry(const JournalEntry &entry) {
-  ++lines_;
+  lines_.fetch_add(1, std::memory_order_relaxed);
   Frame frame;
   frame.text = entry.message;
-  frame.serial = entry.serial ? static_cast<uint64_t>(entry.serial) : lines_;
+  frame.serial = entry.serial ? static_cast<uint64_t>(entry.serial) : lines();
   constexpr int64_t kMostUs = INT64_MAX / 1000;
   if (entry.wall_us >= 0 && entry.wall_us < kMostUs) {
     frame.clock = Frame::Clock::wall;

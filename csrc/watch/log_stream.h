@@ -2,6 +2,7 @@
 // Used by the reader that follows a log and by whoever reads one as a whole. One thread at a time.
 #pragma once
 
+#include <atomic>
 #include <memory>
 
 #include "fold.h"
@@ -33,7 +34,7 @@ class LogStream {
 
   // From now on records were there already before anybody watched.
   void baseline(bool was_there) { was_there_ = was_there; }
-  uint64_t lines() const { return lines_; }
+  uint64_t lines() const noexcept { return lines_.load(std::memory_order_relaxed); }  // from any thread
 
  private:
   void tell(Record record);
@@ -52,7 +53,7 @@ class LogStream {
   Memory memory_;
   Line said_;
   std::string plain_;
-  uint64_t lines_ = 0;
+  std::atomic<uint64_t> lines_{0};  // counted before what the line says goes out
   int64_t now_ns_ = 0, last_stamp_ = 0;
 };
 
