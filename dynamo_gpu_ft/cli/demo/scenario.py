@@ -194,7 +194,7 @@ def with_protection(scene: Scene) -> Protected:
         with server:
             with Phase("starting protected vLLM") as phase:
                 server.wait_ready(phase)
-            with Phase("SIGKILL of the engine, with protection") as phase:
+            with Phase(f"{scene.fault.name} of the engine, with protection") as phase:
                 killed = _run_and_kill(scene, server, "c", phase, deadline_s=RUN_DEADLINE_S)
         return Protected(killed, journal.read(journal_path), arena.in_memory)
 
