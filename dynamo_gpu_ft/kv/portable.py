@@ -182,6 +182,8 @@ def parse(text: bytes, where: str) -> Manifest:
         raise refuse(where, 0, "at least one block")
     if len(manifest.namespaces) > MAX_NAMESPACES:
         raise refuse(where, len(manifest.namespaces), f"at most {MAX_NAMESPACES} namespaces")
+    if len({unhex(s.record, where) for s in manifest.namespaces}) < len(manifest.namespaces):
+        raise refuse(where, len(manifest.namespaces), "each namespace once")
     for block in (b for space in manifest.namespaces for b in space.blocks):
         if "/" in block.file or block.file in ("", ".", ".."):
             raise refuse(where, block.file, "files lie beside the manifest")

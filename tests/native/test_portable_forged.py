@@ -109,6 +109,10 @@ def test_the_limits_are_those_of_an_arena(make_arena: Any) -> None:
     assert arena.begin_epoch(os.urandom(16)) == epoch + 1
 
 
+def test_a_namespace_that_is_there_twice_is_refused(refused: Any) -> None:
+    assert "each namespace once" in refused([(b"A", [identity(b"A")]), (b"A", [identity(b"A")])])
+
+
 def test_two_blocks_of_one_name_behind_one_prefix_are_refused(refused: Any) -> None:
     first = identity(b"A")
     second = identity(b"A", epoch=2)
