@@ -151,9 +151,11 @@ def test_a_wait_that_does_not_return_is_told_once_and_the_poll_goes_on(nvml: Any
 
 def test_a_wait_that_is_stuck_for_a_while_costs_no_events_afterwards(nvml: Any) -> None:
     watcher = nvml.started(poll_s=POLL_S, call_deadline_s=DEADLINE_S)
+    sets = watcher.counts()["sets"]
     nvml.send("wedge call=wait")
     nvml.of("unresponsive")
     until(lambda: watcher.counts()["event_threads"] == 2)
+    until(lambda: watcher.counts()["sets"] > sets)  # the new thread has one of its own to wait for
     nvml.send("release")
     nvml.send("xid gpu=3 code=74")
     assert nvml.of("xid").code == 74
