@@ -156,7 +156,8 @@ def test_killing_the_server_itself_leaves_no_engine_and_a_ledger_ahead_of_every_
     """The last test of this file: it ends the server."""
     engine = story.server.engine()
     front = story.server._child()
-    asks = [Ask(f"last{i}", prompt(20 + i), 400) for i in range(3)]
+    # As many tokens as fit: a client that reads late must not find them all there.
+    asks = [Ask(f"last{i}", prompt(20 + i), 700) for i in range(3)]
 
     def watch(streams: list[Stream]) -> None:
         if front.poll() is None and all(len(s.tokens) >= KILL_AT for s in streams):
@@ -164,7 +165,7 @@ def test_killing_the_server_itself_leaves_no_engine_and_a_ledger_ahead_of_every_
             front.wait(10)
 
     streams = asyncio.run(run_streams(story.server.url, "tiny", asks, watch=watch))
-    assert all(s.error for s in streams)
+    assert not any(s.whole for s in streams), [(len(s.tokens), s.error) for s in streams]
     assert processes.wait_gone(engine, deadline_s=10.0) == []
     (path,) = Path(story.environ["DYN_GPU_FT_ARENA_DIR"]).glob("*.arena")
     arena = native.load().Arena.open(str(path), read_only=True)
