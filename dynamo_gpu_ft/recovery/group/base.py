@@ -1,0 +1,73 @@
+"""The contract between the coordinator and an engine whose ranks are recovered in place.
+
+The coordinator (`coordinator.py`) owns the order SUSPECT, QUIESCE, PLAN, REBUILD, VALIDATE, COMMIT, the deadlines and the
+journal; an engine's `GroupAdapter` owns how each of them is done to its processes. It runs on one thread, the one that calls `recover`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from dynamo_gpu_ft.recovery.group.plan import Plan
+from dynamo_gpu_ft.recovery.membership.base import Member, Membership
+
+
+class MembersLost(Exception):
+    """Members died, hung or were condemned while a step ran; the coordinator plans again without them."""
+
+    def __init__(self, shards: Mapping[int, str]) -> None:
+        """`shards`: shard -> why, in words."""
+        super().__init__(", ".join(f"shard {shard}: {why}" for shard, why in shards.items()))
+        self.shards = dict(shards)
+
+
+class StandbyLost(Exception):
+    """A standby or a replacement that was being started is gone or not ready in time; another attempt is planned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """A monotonic moment. Every step gets one and returns, or raises, before it."""
+
+    at: float
+
+    @classmethod
+    def after(cls, seconds: float) -> Deadline:
+        return cls(time.monotonic() + seconds)
+
+    @property
+    def left_s(self) -> float:
+        return max(0.0, self.at - time.monotonic())
+
+
+class GroupAdapter(Protocol):
+    """What an engine does for the coordinator. Each step blocks at most until its deadline, can be repeated after any failure,
+    and raises `MembersLost` when a member it needs is gone, `StandbyLost` when a replacement is, `TimeoutError` past the deadline."""
+
+    def lost(self) -> Mapping[int, str]:
+        """Members of the current epoch that are dead, hung past their limit or condemned by a verdict: shard -> why. Never blocks."""
+
+    def standbys(self) -> int:
+        """Started processes that could take any shard now. Never blocks."""
+
+    def quiesce(self, dead: frozenset[int], deadline: Deadline) -> None:
+        """Ends what is left of the dead; frees every survivor from collectives and queues of the old epoch; on return survivors
+        wait for orders, with weights, KV and compiled code untouched, and requests are held back, not lost."""
+
+    def rebuild(self, plan: Plan, epoch: int, deadline: Deadline) -> tuple[Member, ...]:
+        """Makes `plan` true: replacements hold their shard's weights, everyone is in the communicators of `epoch`, the lost
+        shards' KV is put back or withdrawn. Returns the members of `epoch`."""
+
+    def validate(self, membership: Membership, deadline: Deadline) -> None:
+        """Weights of every rebuilt shard by digest, then one canary step through all ranks. Raises `RecoveryFailed` for wrong
+        bytes or results that no repetition would mend."""
+
+    def commit(self, membership: Membership, deadline: Deadline) -> None:
+        """Lets requests run again in `membership.epoch`, which the store has accepted. What arrives from older epochs is dropped
+        from here on."""
+
+    def abandon(self, reason: str) -> None:
+        """Ends in FAILED: open requests end with a retryable error that carries `reason`, processes are ended. Never raises."""
