@@ -30,6 +30,7 @@ QUESTIONS = {
     "disk_log": "how fast blocks go to the disk log and back, beside fio on the same file system",
     "recovery_scan": "how long a disk log of 100,000 blocks takes to open",
     "kmsg_parse": "how many lines of a kernel log are parsed in a second, beside Python's re and memchr",
+    "fusion": "how many readings a second fusion takes in, in a storm and when each is a fault of its own",
     "vllm_overhead": "what the connector costs vLLM in throughput",
     "vllm_restore": "time to the first token after a restart, KV restored beside prefilled again",
     "restore_blocks": "restoring 10,000 blocks, and real prompts after a restart, beside LMCache and vLLM alone",

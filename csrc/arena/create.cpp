@@ -82,8 +82,15 @@ void write_header(int descriptor, const std::string &path, const Geometry &geome
   if (getrandom(header.arena_id, sizeof header.arena_id, 0) != sizeof header.arena_id)
     fail(GFT_IO, "cannot draw an identity for arena %s: %s", path.c_str(), std::strerror(errno));
   header.crc = crc32c(&header, offsetof(FileHeader, crc));
-  if (pwrite(descriptor, &header, sizeof header, 0) != sizeof header)
-    fail(GFT_IO, "cannot write the header of arena %s: %s", path.c_str(), std::strerror(errno));
+  for (size_t done = 0; done < sizeof header;) {  // a short write is no error yet
+    ssize_t wrote = pwrite(descriptor, reinterpret_cast<const char *>(&header) + done, sizeof header - done,
+                           static_cast<off_t>(done));
+    if (wrote < 0 && errno == EINTR) continue;
+    if (wrote <= 0)
+      fail(GFT_IO, "cannot write the header of arena %s: %s", path.c_str(),
+           wrote == 0 ? "nothing is written" : std::strerror(errno));
+    done += static_cast<size_t>(wrote);
+  }
 }
 
 // Whether `descriptor` is still what the name says: the former creator may have renamed or removed it while we waited.
