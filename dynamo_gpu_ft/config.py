@@ -65,8 +65,17 @@ class Config:
     pin_ttl_s: float = _key(3600.0, "seconds", "life of a pin without one; 0 = until unpinned", 0)
     recovery_deadline_s: float = _key(300.0, "seconds", "longest recovery; then FAILED", 0.1)
     start_timeout_s: float = _key(600.0, "seconds", "longest start of an engine", 0.1)
-    max_restarts: int = _key(3, "count", "restarts allowed inside the window; then FAILED", 0, 1000)
+    max_restarts: int = _key(
+        3, "count", "restarts inside the window, or deaths of a rank; then FAILED", 0, 1000
+    )
     restart_window_s: float = _key(600.0, "seconds", "window in which restarts are counted", 0.1)
+    in_place: bool = _key(True, "bool", "replace a lost rank in place where the engine can")
+    standbys: int = _key(0, "count", "warm standby processes per engine", 0, 1024)
+    min_shards: int = _key(0, "count", "fewest ranks to go on with; 0 = never degrade", 0, 65536)
+    step_deadline_s: float = _key(30.0, "seconds", "longest step of a recovery in place", 0.01)
+    membership: str = _key(
+        "", "path", "store of who is in: file:DIR, tcp:HOST:PORT, etcd:HOST:PORT; empty: arena_dir"
+    )
     backoff_initial_s: float = _key(0.05, "seconds", "pause before the second restart; doubles", 0)
     backoff_max_s: float = _key(30.0, "seconds", "longest pause between restarts", 0)
     restart_tp: int = _key(0, "count", "tensor-parallel size after a death; 0 = as before", 0, 1024)

@@ -72,6 +72,10 @@ class HealthError(GpuFtError):
     """A source of health readings cannot be set up; what it would have seen stays unknown."""
 
 
+class StoreUnavailable(GpuFtError):
+    """A membership store did not answer within its deadline, or holds what it never could have been given; nothing is known then."""
+
+
 class RecoveryFailed(GpuFtError):
     """A recovery ended in FAILED: its reason, after every allowed restart; open requests get this error."""
 

@@ -114,8 +114,56 @@ class IncidentEvent(_Event, frozen=True, kw_only=True, tag="incident"):
         )
 
 
+class StateChanged(_Event, frozen=True, kw_only=True, tag="state_changed"):
+    """A recovery in place went from one state to the next; `lost` are the shards it counts as lost by then, `epoch` is the newest."""
+
+    engine: str
+    epoch: int
+    former: str
+    happening: str
+    state: str
+    lost: tuple[int, ...] = ()
+    reason: str = ""
+
+
+class MemberDied(_Event, frozen=True, kw_only=True, tag="member_died"):
+    """The member of a shard is dead, hung or condemned: counted once for each member."""
+
+    engine: str
+    epoch: int
+    shard: int
+    reason: str
+
+
+class Planned(_Event, frozen=True, kw_only=True, tag="planned"):
+    """What a recovery in place will do, what that is expected to take, and what stood against anything cheaper."""
+
+    engine: str
+    epoch: int
+    kind: str
+    lost: tuple[int, ...]
+    ranks: tuple[int, ...]
+    cost_s: float
+    reason: str = ""
+
+
+class GroupRecovered(_Event, frozen=True, kw_only=True, tag="group_recovered"):
+    """A recovery in place ended: `outcome` is serving, failed, superseded (somebody else leads) or cleared (a false alarm)."""
+
+    engine: str
+    epoch: int
+    kind: str
+    outcome: str
+    duration_s: float
+    reason: str = ""
+
+
 Event = Union[
     IncidentEvent,
+    StateChanged,
+    MemberDied,
+    Planned,
+    GroupRecovered,
     EngineReady,
     EngineDied,
     StepDone,
@@ -126,7 +174,7 @@ Event = Union[
 ]
 Listener = Callable[[Event], None]
 
-_BAD: tuple[type, ...] = (EngineDied, RecoveryFailedEvent, NotProtectedEvent)
+_BAD: tuple[type, ...] = (EngineDied, RecoveryFailedEvent, NotProtectedEvent, MemberDied)
 
 
 def encode(event: Event) -> bytes:
@@ -175,6 +223,8 @@ class EventStream:
 def log_event(event: Event) -> None:
     """Listener: one log line per event, a warning when it is bad news."""
     bad = isinstance(event, _BAD) or (isinstance(event, StepDone) and not event.ok)
+    if isinstance(event, GroupRecovered):
+        bad = event.outcome not in ("serving", "cleared")
     if isinstance(event, IncidentEvent):
         bad = event.unusable != "nothing" and not event.cleared
     level = logging.WARNING if bad else logging.INFO

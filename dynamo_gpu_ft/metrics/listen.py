@@ -9,11 +9,14 @@ from dynamo_gpu_ft.events import (
     EngineDied,
     EngineReady,
     Event,
+    GroupRecovered,
     Listener,
+    MemberDied,
     NotProtectedEvent,
     Recovered,
     RecoveryFailedEvent,
     RequestResumed,
+    StateChanged,
     StepDone,
 )
 from dynamo_gpu_ft.metrics.recorder import Recorder
@@ -35,6 +38,16 @@ def listener(recorder: Recorder) -> Listener:
             recorder.add("recoveries_total", outcome="serving")
         elif isinstance(event, RecoveryFailedEvent):
             recorder.add("recoveries_total", outcome="failed")
+        elif isinstance(event, StateChanged):
+            recorder.set("group_state", 0, state=event.former)
+            recorder.set("group_state", 1, state=event.state)
+            recorder.set("group_epoch", event.epoch)
+        elif isinstance(event, MemberDied):
+            recorder.add("members_died_total", shard=str(event.shard))
+        elif isinstance(event, GroupRecovered):
+            recorder.observe("recovery_duration_seconds", event.duration_s, step="in_place")
+            recorder.add("group_recoveries_total", kind=event.kind, outcome=event.outcome)
+            recorder.set("group_epoch", event.epoch)
         elif isinstance(event, NotProtectedEvent):
             recorder.set("protected", 0)
         elif isinstance(event, EngineDied):

@@ -32,6 +32,8 @@ Counter = Literal[
     "health_readings_total",
     "health_lost_total",
     "health_incidents_total",
+    "members_died_total",
+    "group_recoveries_total",
 ]
 Gauge = Literal[
     "snapshot_lag_tokens",
@@ -42,6 +44,8 @@ Gauge = Literal[
     "protected",
     "info",
     "health_open_incidents",
+    "group_state",
+    "group_epoch",
 ]
 Histogram = Literal["recovery_duration_seconds"]
 
@@ -179,14 +183,45 @@ TABLE: tuple[Metric, ...] = (
     Metric(
         "recovery_duration_seconds",
         "histogram",
-        "Duration of recovery steps; step=all is the whole recovery",
+        "Duration of recovery steps; step=all is the whole recovery, step=in_place a whole one in place",
         "seconds",
-        ("front",),
+        ("front", "scheduler"),
         ("step",),
         _SECONDS,
     ),
     Metric(
         "recoveries_total", "counter", "Recoveries ended, by outcome", "", ("front",), ("outcome",)
+    ),
+    Metric(
+        "members_died_total",
+        "counter",
+        "Members of a group of ranks that died, hung or were condemned, by shard",
+        "members",
+        ("front", "scheduler"),
+        ("shard",),
+    ),
+    Metric(
+        "group_recoveries_total",
+        "counter",
+        "Recoveries in place ended, by kind of the last plan and outcome",
+        "",
+        ("front", "scheduler"),
+        ("kind", "outcome"),
+    ),
+    Metric(
+        "group_state",
+        "gauge",
+        "1 for the state that the group of ranks is in, 0 for those it left",
+        "",
+        ("front", "scheduler"),
+        ("state",),
+    ),
+    Metric(
+        "group_epoch",
+        "gauge",
+        "Newest epoch of the group of ranks",
+        "",
+        ("front", "scheduler"),
     ),
     Metric("open_requests", "gauge", "Requests with an open stream", "requests", ("front",)),
     Metric("protected", "gauge", "1 while protection is on, 0 once it had to give up", "", _ALL),

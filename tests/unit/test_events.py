@@ -15,11 +15,15 @@ from dynamo_gpu_ft.events import (
     EngineReady,
     Event,
     EventStream,
+    GroupRecovered,
     Journal,
+    MemberDied,
     NotProtectedEvent,
+    Planned,
     Recovered,
     RecoveryFailedEvent,
     RequestResumed,
+    StateChanged,
     StepDone,
     decode,
     encode,
@@ -36,6 +40,12 @@ ALL: list[Event] = [
     Recovered(epoch=2, duration_s=4.5, requests=4),
     RecoveryFailedEvent(reason="three restarts within a minute"),
     NotProtectedEvent(reason="no room for an arena"),
+    MemberDied(engine="e", epoch=2, shard=1, reason="exit"),
+    StateChanged(
+        engine="e", epoch=2, former="suspect", happening="done", state="quiesce", lost=(1,)
+    ),
+    Planned(engine="e", epoch=2, kind="substitute", lost=(1,), ranks=(0, 1), cost_s=1.5),
+    GroupRecovered(engine="e", epoch=4, kind="substitute", outcome="serving", duration_s=0.4),
 ]
 
 

@@ -14,10 +14,13 @@ from dynamo_gpu_ft.events import (
     EngineDied,
     EngineReady,
     EventStream,
+    GroupRecovered,
+    MemberDied,
     NotProtectedEvent,
     Recovered,
     RecoveryFailedEvent,
     RequestResumed,
+    StateChanged,
     StepDone,
 )
 from dynamo_gpu_ft.metrics import TABLE, Recorder, listener, metrics, port_of
@@ -161,6 +164,21 @@ def test_events_become_metrics(recorder: Recorder) -> None:
     assert read("dynamo_gpu_ft_recomputed_tokens_total") == 1
     assert read("dynamo_gpu_ft_recoveries_total", {"outcome": "serving"}) == 1
     assert read("dynamo_gpu_ft_recovery_duration_seconds_sum", {"step": "all"}) == 3
+    stream.emit(MemberDied(engine="e", epoch=2, shard=1, reason="exit"))
+    moved = StateChanged(
+        engine="e", epoch=2, former="serving", happening="lost", state="suspect", lost=(1,)
+    )
+    stream.emit(moved)
+    stream.emit(
+        GroupRecovered(engine="e", epoch=4, kind="respawn", outcome="serving", duration_s=0.5)
+    )
+    assert read("dynamo_gpu_ft_members_died_total", {"shard": "1"}) == 1
+    assert read("dynamo_gpu_ft_group_state", {"state": "suspect"}) == 1
+    assert read("dynamo_gpu_ft_group_state", {"state": "serving"}) == 0
+    assert read("dynamo_gpu_ft_group_epoch") == 4
+    labels = {"kind": "respawn", "outcome": "serving"}
+    assert read("dynamo_gpu_ft_group_recoveries_total", labels) == 1
+    assert read("dynamo_gpu_ft_recovery_duration_seconds_sum", {"step": "in_place"}) == 0.5
     stream.emit(RecoveryFailedEvent(reason="x"))
     stream.emit(NotProtectedEvent(reason="x"))
     assert read("dynamo_gpu_ft_recoveries_total", {"outcome": "failed"}) == 1

@@ -1,7 +1,7 @@
 """The contract between the coordinator and an engine whose ranks are recovered in place.
 
 The coordinator (`coordinator.py`) owns the order SUSPECT, QUIESCE, PLAN, REBUILD, VALIDATE, COMMIT, the deadlines and the
-journal; an engine's `GroupAdapter` owns how each of them is done to its processes. It runs on one thread, the one that calls `recover`.
+journal; an engine's `GroupAdapter` owns how each of them is done to its processes.
 """
 
 from __future__ import annotations
@@ -45,21 +45,33 @@ class Deadline:
 
 class GroupAdapter(Protocol):
     """What an engine does for the coordinator. Each step blocks at most until its deadline, can be repeated after any failure,
-    and raises `MembersLost` when a member it needs is gone, `StandbyLost` when a replacement is, `TimeoutError` past the deadline."""
+    and raises `MembersLost` when a member it needs is gone, `StandbyLost` when a replacement is, `TimeoutError` past the deadline.
+
+    All calls of one coordinator come from one thread, which is not the one that called `recover` (that one waits) and which lives
+    as long as the process. The one exception: after a call that ignored its deadline, `abandon` comes from another thread while
+    the old call may still run. An order of any kind carries an epoch, and members refuse one that is older than what they know."""
 
     def lost(self) -> Mapping[int, str]:
-        """Members of the current epoch that are dead, hung past their limit or condemned by a verdict: shard -> why. Never blocks."""
+        """Members that are dead, hung past their limit or condemned by a verdict: shard -> why. Never blocks.
+
+        The members are those that the last `rebuild` returned, from its return on, committed or not; before, those that the engine
+        was founded with. It is asked between all steps: what it says again of a shard that was rebuilt counts as a new death."""
 
     def standbys(self) -> int:
         """Started processes that could take any shard now. Never blocks."""
 
     def quiesce(self, dead: frozenset[int], deadline: Deadline) -> None:
-        """Ends what is left of the dead; frees every survivor from collectives and queues of the old epoch; on return survivors
-        wait for orders, with weights, KV and compiled code untouched, and requests are held back, not lost."""
+        """Ends what is left of the dead: of members that are lost, and of replacements that an attempt left half-made. `dead` are all
+        shards that have no member to go on with, those that a degraded engine misses included. Frees every survivor from collectives
+        and queues of the old epoch; on return survivors wait for orders, with weights, KV and compiled code untouched, and requests
+        are held back, not lost."""
 
     def rebuild(self, plan: Plan, epoch: int, deadline: Deadline) -> tuple[Member, ...]:
         """Makes `plan` true: replacements hold their shard's weights, everyone is in the communicators of `epoch`, the lost
-        shards' KV is put back or withdrawn. Returns the members of `epoch`."""
+        shards' KV is put back or withdrawn. Returns the members of `epoch`, whose ranks and shards are `plan.ranks`.
+
+        `epoch` is larger than every one before, those of failed attempts included, and not the next number after the committed one:
+        the coordinator claims one for itself before each attempt. `plan.lost` may be empty: only communicators are made anew."""
 
     def validate(self, membership: Membership, deadline: Deadline) -> None:
         """Weights of every rebuilt shard by digest, then one canary step through all ranks. Raises `RecoveryFailed` for wrong

@@ -29,12 +29,18 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Membership(msgspec.Struct, frozen=True, kw_only=True):
-    """One epoch. `shards` is how many the engine was built with; fewer members means that it runs degraded."""
+    """One epoch. `shards` is how many the engine was built with; fewer members means that it runs degraded.
+
+    settled  False for the epoch that a recovery claims before it rebuilds: its members are the survivors, which wait
+    by       the coordinator that published it, by a token of its own: tells two that would publish the same
+    """
 
     engine: str
     epoch: int
     shards: int
     members: tuple[Member, ...] = ()
+    settled: bool = True
+    by: str = ""
 
     def of_shard(self, shard: int) -> Member | None:
         return next((member for member in self.members if member.shard == shard), None)
