@@ -76,6 +76,10 @@ class StoreUnavailable(GpuFtError):
     """A membership store did not answer within its deadline, or holds what it never could have been given; nothing is known then."""
 
 
+class WeightsError(GpuFtError):
+    """Weights cannot be had from one source: absent, torn, forged, of another model, or late; the next source is asked."""
+
+
 class RecoveryFailed(GpuFtError):
     """A recovery ended in FAILED: its reason, after every allowed restart; open requests get this error."""
 
