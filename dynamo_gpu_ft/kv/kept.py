@@ -36,6 +36,9 @@ class KeptTails:
     def __len__(self) -> int:
         return sum(len(request.tails) for request in self._requests.values())
 
+    def requests(self) -> set[str]:
+        return set(self._requests)
+
     def add(self, request_id: str, reach: Reach, name: bytes) -> None:
         """A tail that is being stored, or was loaded: it is held once more."""
         self._requests.setdefault(request_id, _Request()).tails.append((reach, name))

@@ -135,6 +135,12 @@ class SnapshotQueue:
             self._tier.release(held)
         self._drop(self._tails.ended(request_id))
 
+    def keep_only(self, request_ids: Iterable[str]) -> None:
+        """Every other request is over, whether its end was told or not."""
+        kept = set(request_ids)
+        for request_id in (set(self._held) | self._tails.requests()) - kept:
+            self.finish(request_id, report=False)
+
     # -- what happened -------------------------------------------------------------------------------------------
 
     @property

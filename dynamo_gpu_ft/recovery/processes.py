@@ -33,6 +33,14 @@ def this_process() -> Process:
     return Process(os.getpid(), _stat(Path("/proc/self"))[1])
 
 
+def started_at(pid: int) -> int:
+    """When the process was started, in clock ticks since boot; 0 when it is gone."""
+    try:
+        return _stat(Path("/proc") / str(pid))[1]
+    except OSError:
+        return 0
+
+
 @contextmanager
 def tagged(tag: str, more: Mapping[str, str] | None = None) -> Iterator[None]:
     """Children started inside carry `tag`, and `more` in their environment. Our own resource tracker is started before, so that it

@@ -13,10 +13,12 @@ from dynamo_gpu_ft.topology import Device
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """The running engine must end. `fence`: devices that the next one must not use."""
+    """The running engine must end. `fence`: devices that the next one must not use. `shards`: when these ranks alone are
+    affected, and whatever holds them can be replaced without the others."""
 
     reason: str
     fence: tuple[Device, ...] = ()
+    shards: tuple[int, ...] = ()
 
 
 @dataclass
@@ -47,4 +49,6 @@ class Verdicts:
         where = ", ".join(str(device) for device in incident.devices if device.known) or "?"
         shards = ", ".join(str(shard) for shard in incident.shards)
         of = f" (shard {shards})" if shards else ""
-        return Sentence(f"{incident.name} on {where}{of}: {incident.verdict.reason}", fence)
+        alone = incident.verdict.unusable in (Unusable.CONTEXT, Unusable.GPU)
+        reason = f"{incident.name} on {where}{of}: {incident.verdict.reason}"
+        return Sentence(reason, fence, tuple(incident.shards) if alone else ())

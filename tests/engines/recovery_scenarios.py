@@ -199,7 +199,12 @@ class Scenarios:
         }
 
 
-async def run(model: str, settings: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
+async def run(
+    model: str,
+    settings: dict[str, Any],
+    engine: dict[str, Any],
+    kind: type[Scenarios] = Scenarios,
+) -> dict[str, Any]:
     from vllm.config import KVTransferConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
 
@@ -221,7 +226,7 @@ async def run(model: str, settings: dict[str, Any], engine: dict[str, Any]) -> d
         **engine.get("llm", {}),
     )
     client = ResilientLLM.from_vllm_config(arguments.create_engine_config())
-    scenarios = Scenarios(client)
+    scenarios = kind(client)
     results: dict[str, Any] = {}
     try:
         for name in engine["scenarios"]:
@@ -236,12 +241,12 @@ async def run(model: str, settings: dict[str, Any], engine: dict[str, Any]) -> d
     return results
 
 
-def main() -> None:
+def main_with(kind: type[Scenarios]) -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    result = asyncio.run(run(sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])))
+    result = asyncio.run(run(sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3]), kind))
     print(json.dumps(result), file=replies, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main_with(Scenarios)

@@ -15,6 +15,7 @@ from dynamo_gpu_ft.config import Config
 from dynamo_gpu_ft.engines.vllm import settings
 from dynamo_gpu_ft.engines.vllm.core import ResilientCore
 from dynamo_gpu_ft.engines.vllm.front_health import FrontHealth
+from dynamo_gpu_ft.engines.vllm.inplace.front import GroupFront
 from dynamo_gpu_ft.engines.vllm.launch import Engine, Launcher, new_tag
 from dynamo_gpu_ft.errors import ConfigError
 from dynamo_gpu_ft.events import EventStream, Journal, log_event
@@ -41,6 +42,7 @@ class ResilientLLM(AsyncLLM):
     ) -> None:
         _refuse_unsupported(vllm_config, kwargs)
         self._config = settings.config_of(vllm_config)
+        executor_class = in_place_executor(vllm_config, executor_class, self._config)
         self._events = _event_stream(self._config)
         self._tag = new_tag()
         self._launcher = Launcher(
@@ -58,6 +60,8 @@ class ResilientLLM(AsyncLLM):
             self._config, lambda incident: self._events.emit(event_of(incident))
         )
         self._health.prepare(self._tag, int(vllm_config.parallel_config.world_size))
+        self._group = GroupFront(self._events)
+        self._group.prepare(self._tag)
         with processes.tagged(self._tag):
             super().__init__(vllm_config, executor_class, log_stats, *args, **kwargs)
 
@@ -70,7 +74,7 @@ class ResilientLLM(AsyncLLM):
         """AsyncLLM assigns the client of the engine it has just started; the resilient core goes around it."""
         engine = Engine(core, self._tag)
         self._resilient = ResilientCore(
-            engine, self._launcher, self._config, self._events, self._health
+            engine, self._launcher, self._config, self._events, self._health, self._group
         )
 
     @property
@@ -78,6 +82,18 @@ class ResilientLLM(AsyncLLM):
         """True only when recovery has failed for good: while an engine is being restarted, this client works."""
         resilient = getattr(self, "_resilient", None)
         return resilient is None or resilient.failed is not None or not self.is_running
+
+
+def in_place_executor(vllm_config: Any, executor_class: type[Any], config: Config) -> type[Any]:
+    """The executor that replaces a lost worker in place, where vLLM would use its own for several ranks; else `executor_class`."""
+    from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+
+    several = int(vllm_config.parallel_config.tensor_parallel_size) > 1
+    if executor_class is not MultiprocExecutor or not several or not config.in_place:
+        return executor_class
+    from dynamo_gpu_ft.engines.vllm.inplace.executor import InPlaceExecutor
+
+    return InPlaceExecutor
 
 
 def _event_stream(config: Config) -> EventStream:

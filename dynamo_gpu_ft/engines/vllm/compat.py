@@ -135,3 +135,12 @@ def serve_parts() -> Any:
         setup_server,
         build_and_serve,
     )
+
+
+#: What vLLM schedules with when nobody names another class.
+STOCK_SCHEDULER = "vllm.v1.core.sched.scheduler.Scheduler"
+
+
+def uses_v2_runner(vllm_config: Any) -> bool:
+    """Whether workers run vLLM's V2 model runner, whose state is laid out in another way."""
+    return bool(getattr(vllm_config, "use_v2_model_runner", False))

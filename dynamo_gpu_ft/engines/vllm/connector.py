@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +24,7 @@ from dynamo_gpu_ft.engines.vllm import compat
 from dynamo_gpu_ft.engines.vllm.identity import Identity, identify
 from dynamo_gpu_ft.engines.vllm.metadata import StepMetadata, WorkerReport
 from dynamo_gpu_ft.engines.vllm.scheduler import SchedulerHalf
+from dynamo_gpu_ft.engines.vllm.steps import lost_step
 from dynamo_gpu_ft.engines.vllm.worker import WorkerHalf
 from dynamo_gpu_ft.errors import NotProtected
 from dynamo_gpu_ft.kv import arena, former, namespace
@@ -186,6 +188,12 @@ class GpuFtConnector(KVConnectorBase_V1):
 
     def wait_for_save(self) -> None:
         step = self._step()
+        if lost_step.is_set() or sys.exc_info()[0] is not None:
+            # NOTE: vLLM calls this for a step that failed too. Its blocks hold anything; under their names it would be served.
+            for run in step.stores:
+                first = self._progress.gaps.get(run.request_id, run.first)
+                self._progress.gaps[run.request_id] = min(first, run.first)
+            step = dataclasses.replace(step, stores=[])
         if self._worker is not None:
             worker = self._worker
             self._guard("queueing stores", lambda: worker.after_step(step), None)
@@ -213,6 +221,20 @@ class GpuFtConnector(KVConnectorBase_V1):
             return WorkerReport(gaps) if gaps else None
         worker = self._worker
         return self._guard("reporting", lambda: worker.report(gaps), None)
+
+    def refill(self, runs: list[Run], seconds: float) -> list[int]:
+        """Recovery in place: loads whole blocks back into this rank; those that were verified. Blocks, at most about `seconds`."""
+        worker = self._worker
+        if worker is None:
+            return []
+        return self._guard("refilling", lambda: worker.refill(runs, seconds), [])
+
+    def forget(self, open_requests: set[str]) -> None:
+        """Recovery in place: nothing that was under way is reported any more; only `open_requests` keep their hold on blocks."""
+        if self._worker is not None:
+            worker = self._worker
+            self._guard("forgetting", lambda: worker.forget(open_requests), None)
+        self._progress = Progress()
 
     def shutdown(self) -> None:
         worker, self._worker = self._worker, None
@@ -277,6 +299,13 @@ class GpuFtConnector(KVConnectorBase_V1):
             report = found if isinstance(found, WorkerReport) else WorkerReport()
             loaded = list(connector_output.finished_recving or ())
             self._guard("taking a report", lambda: half.reported(report, loaded), None)
+
+    def members_lost(self) -> None:
+        """Recovery in place: see `SchedulerHalf.members_lost`."""
+        self._lost = []
+        if self._scheduler is not None:
+            half = self._scheduler
+            self._guard("forgetting lost orders", half.members_lost, None)
 
     def reset_cache(self) -> bool | None:
         """vLLM drops its caches, as after a change of weights: nothing in the arena may be used or added from here on.

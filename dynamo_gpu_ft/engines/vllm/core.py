@@ -19,6 +19,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from dynamo_gpu_ft.config import Config
 from dynamo_gpu_ft.engines.vllm.front_health import FrontHealth
+from dynamo_gpu_ft.engines.vllm.inplace.front import GroupFront
 from dynamo_gpu_ft.engines.vllm.launch import Engine, Launcher, new_tag
 from dynamo_gpu_ft.engines.vllm.requests import OpenRequest, continuation, rest_of, why_not
 from dynamo_gpu_ft.engines.vllm.shelter import Shelter
@@ -54,12 +55,14 @@ class ResilientCore:
         config: Config,
         events: EventStream,
         health: FrontHealth,
+        group: GroupFront | None = None,
     ) -> None:
         self._engine, self._launcher = engine, launcher
         self._config, self._events = config, events
         self._streams = Streams(on_change=lambda count: health.expect(count > 0))
         self._shelter = Shelter(config, events)
         self._health = health
+        self._group = group or GroupFront(events)
         self._generation = 1
         self._epoch = 0
         self._deaths: list[float] = []
@@ -134,6 +137,7 @@ class ResilientCore:
         if self._closing:
             return
         self._closing = True
+        self._group.close()
         self._health.end()  # before its processes end: that is no fault
         if self._loop is not None and not self._loop.is_closed():
             for task in (self._recovery, self._pump_task):
@@ -163,11 +167,31 @@ class ResilientCore:
         self._serving.set()
         self._pump_task = asyncio.create_task(self._pump(engine), name="gpu-ft-pump")
         self._health.serve(self.condemn)
+        self._group.nudge, self._group.name_of = self._nudge, self._streams.name_of
+        self._group.expect = lambda busy: self._health.expect(not busy and len(self._streams) > 0)
+        self._group.begin(asyncio.get_running_loop())
 
-    def condemn(self, reason: str) -> None:
-        """A verdict on the engine that serves: it is ended and recovered from like a dead one. Nothing while none serves."""
-        if self._serving.is_set() and self.failed is None and not self._closing:
-            self._engine.condemn(reason)
+    def condemn(self, reason: str, shards: tuple[int, ...] = ()) -> None:
+        """A verdict on the engine that serves: `shards` of it are replaced in place where that is possible, else it is ended and
+        recovered from like a dead one. Nothing while none serves."""
+        if not self._serving.is_set() or self.failed is not None or self._closing:
+            return
+        engine = self._engine
+        if not self._group.replace(shards, reason, self._health, self._launcher.ranks):
+            engine.condemn(reason)
+            return
+        self._nudge()
+        # A recovery in place that has not ended by then will not end well.
+        asyncio.get_running_loop().call_later(
+            self._config.recovery_deadline_s,
+            lambda: engine.condemn(reason) if engine is self._engine and self._group.busy else None,
+        )
+
+    def _nudge(self) -> None:
+        """Asks the engine something, so that it looks at its workers though nobody wants a token."""
+        if self._serving.is_set():
+            call = asyncio.ensure_future(self._call("collective_rpc_async", "check_health"))
+            call.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def _pump(self, engine: Engine) -> None:
         """Moves outputs of one engine through the ledger; its end is the engine's death."""
@@ -268,6 +292,7 @@ class ResilientCore:
         tag = new_tag()
         loop = asyncio.get_running_loop()
         self._health.prepare(tag, self._launcher.ranks)
+        self._group.prepare(tag)
         try:
             core = await loop.run_in_executor(self._thread, self._launcher.start, tag, environment)
         except BaseException:

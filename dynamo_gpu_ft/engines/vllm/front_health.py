@@ -50,7 +50,8 @@ class _Start:
 
 
 class FrontHealth:
-    """One per serving process. `condemn(reason)` is called on the event loop when the running engine must end."""
+    """One per serving process. `condemn(reason, shards)` is called on the event loop when the running engine must end, or these
+    ranks of it alone."""
 
     def __init__(self, config: Config, listener: Callable[[Incident], None]) -> None:
         self._config, self._listener = config, listener
@@ -63,7 +64,7 @@ class FrontHealth:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._early: list[Incident] = []
         self._hearing = threading.Lock()
-        self._condemn: Callable[[str], None] = lambda reason: None
+        self._condemn: Callable[[str, tuple[int, ...]], None] = lambda reason, shards: None
         self._watching: Watching | None = None
 
     def prepare(self, tag: str, ranks: int) -> None:
@@ -89,7 +90,7 @@ class FrontHealth:
                 error,
             )
 
-    def serve(self, condemn: Callable[[str], None]) -> None:
+    def serve(self, condemn: Callable[[str, tuple[int, ...]], None]) -> None:
         """The prepared engine serves from now on; call on the event loop. A device that was fenced meanwhile ends it at once."""
         self._condemn = condemn
         if not self._config.health:
@@ -110,7 +111,7 @@ class FrontHealth:
         for rank in self._ranks.values():
             why = self._fence.against(rank.device) if rank.device.known else None
             if why is not None:
-                self._condemn(f"shard {rank.shard} is on a device that must not be used: {why}")
+                self._condemn(f"shard {rank.shard} is on a device that must not be used: {why}", ())
                 return
 
     def expect(self, work: bool) -> None:
@@ -205,6 +206,6 @@ class FrontHealth:
         for device in sentence.fence:
             self._fence.add(incident.id, device, f"{incident.name}: {incident.verdict.reason}")
         if self._config.health_act:
-            self._condemn(sentence.reason)
+            self._condemn(sentence.reason, sentence.shards)
         else:
             _log.warning("not acted upon (health_act is off): %s", sentence.reason)

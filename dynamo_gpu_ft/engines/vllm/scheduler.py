@@ -241,6 +241,16 @@ class SchedulerHalf:
                 if self._step - tracked.preempted > SHORTLY:
                     tracked.not_before = self._step + RETRY_STEPS
 
+    def members_lost(self) -> None:
+        """Ranks were lost: what they and the others were asked for and have not reported is asked for again, or over.
+
+        Blocks that are in the arena already are found there; ended requests wait for nobody."""
+        self._loads, self._finished, self._released = [], [], []
+        self._plans.clear()
+        self._loading.clear()
+        for tracked in self._tracked.values():
+            tracked.stored, tracked.tail, tracked.not_before = 0, (0, 0), 0
+
     def ended(self, request: Any) -> bool:
         """True when vLLM must keep the request's blocks until the workers report it sent.
 

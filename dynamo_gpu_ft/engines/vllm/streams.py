@@ -32,6 +32,11 @@ class Streams:
     def get(self, request_id: str) -> OpenRequest | None:
         return self._open.get(request_id)
 
+    def name_of(self, request_id: str) -> str:
+        """The id the client knows, of an open request."""
+        entry = self._open.get(request_id)
+        return entry.name if entry is not None else request_id
+
     def admit(self, request: Any) -> OpenRequest:
         entry = OpenRequest(request, waiting_since=time.monotonic())
         self._open[request.request_id] = entry

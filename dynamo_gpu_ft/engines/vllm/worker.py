@@ -6,9 +6,10 @@ over the KV tensors, and reports metrics from this process.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from dynamo_gpu_ft.kv import arena, disk, former, layout, namespace
 from dynamo_gpu_ft.kv.backed import BackedTier
 from dynamo_gpu_ft.kv.base import Tier
 from dynamo_gpu_ft.kv.behind import Behind
+from dynamo_gpu_ft.kv.blocks import Run
 from dynamo_gpu_ft.kv.device import DeviceTier
 from dynamo_gpu_ft.kv.prefix import Shelf
 from dynamo_gpu_ft.kv.snapshot import Progress, SnapshotQueue
@@ -181,6 +183,24 @@ class WorkerHalf:
     def abandon(self) -> Progress:
         """After an error of ours: everything under way counts as failed, nothing stays waited for."""
         return self._queue.abandon()
+
+    def refill(self, runs: Sequence[Run], seconds: float) -> list[int]:
+        """Loads `runs` of whole blocks and waits for them; the engine blocks that were restored, and no others, are valid."""
+        give_up = time.monotonic() + seconds
+        bad: set[int] = set()
+        for run in runs:
+            self._queue.load(dataclasses.replace(run, timeout_s=seconds))
+        while not self._queue.idle and time.monotonic() < give_up:
+            bad |= self._queue.poll().bad_block_ids
+            self._tier.wait(0.01)
+        bad |= self._queue.abandon().bad_block_ids
+        self._report()
+        return [block for run in runs for block in run.block_ids if block not in bad]
+
+    def forget(self, open_requests: set[str]) -> None:
+        """Gives up everything under way, and the holds of requests that are not open any more."""
+        self._queue.abandon()
+        self._queue.keep_only(open_requests)
 
     def close(self) -> None:
         """Waits briefly for the last stores, then gives the shard up."""

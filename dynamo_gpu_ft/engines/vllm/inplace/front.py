@@ -1,0 +1,166 @@
+"""The serving process's side of recoveries in place: hears from EngineCore what they do, and passes verdicts on to it.
+
+It outlives engines; each start of one calls in under its own tag. Events are passed on on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import multiprocessing
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection, Listener
+from typing import Any
+
+from dynamo_gpu_ft.engines.vllm.front_health import FrontHealth
+from dynamo_gpu_ft.engines.vllm.inplace.link import Armed, Condemn, Noticed, Told, address
+from dynamo_gpu_ft.events import (
+    Event,
+    EventStream,
+    GroupRecovered,
+    RequestResumed,
+    StateChanged,
+    decode,
+)
+
+_log = logging.getLogger("dynamo_gpu_ft.engines.vllm")
+
+
+@dataclasses.dataclass
+class GroupStatus:
+    """What is known of the running engine's group. `members`: shard -> pid; empty while losses are not recovered in place."""
+
+    members: dict[int, int] = dataclasses.field(default_factory=dict)
+    state: str = "none"
+    epoch: int = 0
+    standbys: int = 0
+    lost: tuple[int, ...] = ()
+    reason: str = ""
+    recoveries: int = 0
+
+
+class GroupFront:
+    """One per serving process. `nudge` is called on the loop when the engine should be asked something."""
+
+    def __init__(self, events: EventStream) -> None:
+        self._events = events
+        self._listener: Listener | None = None
+        self._connection: Connection | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._early: list[Any] = []
+        self._lock = threading.Lock()
+        self.nudge: Callable[[], None] = lambda: None
+        self.name_of: Callable[[str], str] = lambda request_id: request_id
+        self.expect: Callable[[bool], None] = lambda recovering: None
+        self.status = GroupStatus()
+
+    def prepare(self, tag: str) -> None:
+        """Listens for the engine that will be started under `tag`. Never raises."""
+        self._release()
+        self.status = GroupStatus(recoveries=self.status.recoveries)
+        try:
+            key = bytes(multiprocessing.current_process().authkey)
+            listener = Listener(address(tag), "AF_UNIX", authkey=key)
+        except OSError as error:
+            _log.warning(
+                "recoveries in place of this engine are not followed by its server: %s", error
+            )
+            return
+        self._listener = listener
+        threading.Thread(
+            target=self._serve, args=(listener,), daemon=True, name="gpu-ft-group"
+        ).start()
+
+    def begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        """From now on messages are taken in; those that came before are first."""
+        with self._lock:
+            self._loop = loop
+            early, self._early = self._early, []
+        for message in early:
+            self._take(message)
+
+    @property
+    def busy(self) -> bool:
+        return self.status.state not in ("none", "serving")
+
+    def replace(
+        self, shards: tuple[int, ...], reason: str, health: FrontHealth, ranks: int
+    ) -> bool:
+        """Has these shards of the engine replaced. False when that is not possible: nobody or no device would be left, or nobody
+        listens."""
+        members = self.status.members
+        if not shards or not set(shards) < set(members):
+            return False
+        choice, environment = health.choose(ranks)
+        if choice.missing:
+            return False
+        return self._send(Condemn({s: members[s] for s in shards}, reason, dict(environment)))
+
+    def close(self) -> None:
+        self._release()
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _send(self, message: object) -> bool:
+        connection = self._connection
+        if connection is None:
+            return False
+        try:
+            connection.send(message)
+            return True
+        except OSError:
+            return False
+
+    def _release(self) -> None:
+        listener, self._listener = self._listener, None
+        connection, self._connection = self._connection, None
+        for open_end in (connection, listener):
+            if open_end is not None:
+                open_end.close()
+
+    def _serve(self, listener: Listener) -> None:
+        try:
+            connection = listener.accept()
+            self._connection = connection
+            while True:
+                message = connection.recv()
+                with self._lock:
+                    loop = self._loop
+                    if loop is None:
+                        self._early.append(message)
+                        continue
+                loop.call_soon_threadsafe(self._take, message)
+        except (OSError, EOFError, RuntimeError, multiprocessing.AuthenticationError):
+            return  # the engine has ended, or this server
+
+    def _take(self, message: object) -> None:
+        if isinstance(message, Armed):
+            self.status.members = dict(message.members)
+            self.status.standbys = message.standbys
+            if self.status.state == "none":
+                self.status.state = "serving"
+        elif isinstance(message, Noticed):
+            self.nudge()
+        elif isinstance(message, Told):
+            self._heard(decode(message.event))
+
+    def _heard(self, event: Event) -> None:
+        if isinstance(event, StateChanged):
+            self.status.state, self.status.epoch = event.state, event.epoch
+            self.status.lost, self.status.reason = event.lost, event.reason
+            if event.state != "failed":
+                self.expect(event.state != "serving")
+        elif isinstance(event, GroupRecovered) and event.outcome == "serving":
+            self.status.recoveries += 1
+        elif isinstance(event, RequestResumed):
+            event = RequestResumed(
+                time=event.time,
+                epoch=event.epoch,
+                request_id=self.name_of(event.request_id),
+                tokens_before=event.tokens_before,
+                tokens_restored=event.tokens_restored,
+                tokens_recomputed=event.tokens_recomputed,
+            )
+        self._events.emit(event)

@@ -1,0 +1,121 @@
+"""Processes that take a lost shard's place: starting one, and following it to the door, into the group and to READY.
+
+Used by the group's adapter, on the coordinator's thread, which lives as long as EngineCore: replacements are tied to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from typing import Any
+
+from dynamo_gpu_ft.engines.vllm.inplace.orders import Go, Line, Switchboard
+from dynamo_gpu_ft.recovery.group.base import Deadline, StandbyLost
+
+
+@dataclass
+class Replacement:
+    """One process on its way. `handle` is vLLM's of a worker that is not ready."""
+
+    rank: int
+    handle: Any
+    line: Line | None = None
+    at_door: bool = False
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def process(self) -> Any:
+        return self.handle.proc
+
+    def look(self, switchboard: Switchboard, deadline: Deadline) -> None:
+        """Takes note of how far it is. Raises StandbyLost when it is gone, or not at the door by the deadline."""
+        if not self.process.is_alive():
+            raise StandbyLost(
+                f"the replacement of shard {self.rank} (pid {self.process.pid}) ended with {self.process.exitcode}"
+            )
+        if self.line is None:
+            self.line = switchboard.line(self.process.pid)
+        if self.line is not None:
+            self.at_door |= any(answer.kind == "at_door" for answer in self.line.answers())
+        if not self.at_door and not deadline.left_s:
+            raise StandbyLost(
+                f"the replacement of shard {self.rank} was not ready to join after {time.monotonic() - self.began:.1f} s"
+            )
+
+    def enter(self) -> None:
+        if self.line is None or not self.line.send(Go()):
+            raise StandbyLost(f"the replacement of shard {self.rank} does not listen")
+
+    def ready(self) -> Any | None:
+        """vLLM's handle of the ready worker, None while it is not. Raises StandbyLost when it will never be."""
+        from vllm.v1.executor.multiproc_executor import WorkerProc
+
+        if not wait([self.handle.ready_pipe], timeout=0):
+            return None
+        try:
+            response = self.handle.ready_pipe.recv()
+        except EOFError:
+            response = {"status": "gone"}
+        if response.get("status") != WorkerProc.READY_STR:
+            raise StandbyLost(f"the replacement of shard {self.rank} failed to start: see its log")
+        self.handle.ready_pipe.close()
+        return WorkerProc.wait_for_response_handle_ready(response, self.handle)
+
+    def end(self, switchboard: Switchboard) -> None:
+        end_process(self.process, self.handle, switchboard)
+        with contextlib.suppress(OSError):
+            self.handle.ready_pipe.close()
+
+
+def start(
+    executor: Any, rank: int, init_method: str, queue: Any, environment: Mapping[str, str]
+) -> Replacement:
+    """A fresh worker process for `rank`, as vLLM starts one, with `environment` too."""
+    from vllm.utils.system_utils import get_mp_context
+    from vllm.v1.executor.multiproc_executor import WorkerProc
+
+    executor.switchboard.expect([rank])
+    # NOTE: the parent has to keep the lock, or its semaphore is gone before the child has it.
+    executor.worker_lock = get_mp_context().Lock()
+    with _added(environment), executor.omp.configure_omp_envs(rank=rank, local_rank=rank):
+        handle = WorkerProc.make_worker_process(
+            vllm_config=executor.vllm_config,
+            local_rank=rank,
+            rank=rank,
+            distributed_init_method=init_method,
+            input_shm_handle=queue,
+            shared_worker_lock=executor.worker_lock,
+            is_driver_worker=executor._is_driver_worker(rank),
+        )
+    return Replacement(rank, handle)
+
+
+@contextlib.contextmanager
+def _added(environment: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def end_process(process: Any, handle: Any, switchboard: Switchboard, wait_s: float = 5.0) -> bool:
+    """SIGKILL, whatever state it is in, a stopped one included; whether it is gone. Its line and pipes are closed."""
+    if process.is_alive():
+        process.kill()
+    process.join(wait_s)
+    switchboard.drop(process.pid)
+    if handle.death_writer is not None:
+        with contextlib.suppress(OSError):
+            handle.death_writer.close()
+        handle.death_writer = None
+    return not process.is_alive()

@@ -1,0 +1,250 @@
+"""Recovery in place without an engine: what a lost step leaves, which blocks are refilled, random states, freeing a collective."""
+
+from __future__ import annotations
+
+import struct
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("vllm")
+import torch
+from vllm import SamplingParams
+
+from dynamo_gpu_ft.config import Config
+from dynamo_gpu_ft.engines.vllm.inplace import ghost, states, support
+from dynamo_gpu_ft.engines.vllm.inplace.front import GroupFront
+from dynamo_gpu_ft.engines.vllm.inplace.link import Armed, Told
+from dynamo_gpu_ft.engines.vllm.inplace.store import OwnStore
+from dynamo_gpu_ft.engines.vllm.inplace.undo import chains, written_blocks
+from dynamo_gpu_ft.events import EventStream, RequestResumed, StateChanged, encode
+from dynamo_gpu_ft.recovery.membership.base import Membership
+
+pytestmark = pytest.mark.engine
+
+
+def names(*numbers: int) -> list[bytes]:
+    return [bytes([n]) * 4 for n in numbers]
+
+
+def test_tokens_in_flight_are_not_written_and_an_open_block_is_no_whole_one() -> None:
+    assert written_blocks(computed=300, in_flight=300, block_size=32) == 0, (
+        "a first prefill, in flight as a whole"
+    )
+    assert written_blocks(computed=341, in_flight=1, block_size=32) == 10
+    assert written_blocks(computed=352, in_flight=1, block_size=32) == 10, (
+        "its last token filled it"
+    )
+    assert written_blocks(computed=352, in_flight=0, block_size=32) == 11
+
+
+def test_a_run_is_a_chain_from_the_beginning_and_carries_its_names() -> None:
+    (run,), unwritten = chains([("a", [7, 8, 9, 10], names(1, 2, 3), 3)])
+    assert (run.first, run.block_ids, run.parent_hash) == (0, (7, 8, 9), None)
+    assert list(run.block_hashes) == names(1, 2, 3)
+    assert unwritten == {10}
+
+
+def test_blocks_that_two_requests_share_are_refilled_once_and_the_rest_hangs_on_them() -> None:
+    runs, _ = chains([("a", [7, 8, 9], names(1, 2, 3), 3), ("b", [7, 8, 5], names(1, 2, 4), 3)])
+    assert [r.block_ids for r in runs] == [(7, 8, 9), (5,)]
+    assert (runs[1].first, runs[1].parent_hash) == (2, names(2)[0])
+
+
+def test_a_block_that_another_request_was_about_to_fill_counts_as_unwritten() -> None:
+    """Both were scheduled in the lost step: the second found the first one's blocks in the prefix cache, named but empty."""
+    runs, unwritten = chains([("a", [7, 8], names(1, 2), 0), ("b", [7, 8, 9], names(1, 2, 3), 2)])
+    assert runs == []
+    assert unwritten == {7, 8, 9}
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.integers(0, 30), max_size=8, unique=True),
+            st.integers(0, 10),
+            st.integers(0, 10),
+        ),
+        max_size=6,
+    )
+)
+def test_no_unwritten_block_is_ever_refilled(
+    rows: list[tuple[list[int], int, int]],
+) -> None:
+    given_rows = [
+        (str(i), ids, names(*range(1, 1 + min(named, len(ids)))), whole)
+        for i, (ids, named, whole) in enumerate(rows)
+    ]
+    runs, unwritten = chains(given_rows)
+    refilled = [block for run in runs for block in run.block_ids]
+    assert not set(refilled) & unwritten
+    assert all(run.parent_hash is None or run.first > 0 for run in runs)
+
+
+def context(thread: int, threads: int, rank: int, size: int, stride: int) -> bytes:
+    return (b"\1\1\0\0".ljust(12, b"\0") + struct.pack("<4i", thread, threads, rank, size)).ljust(
+        stride, b"\0"
+    )
+
+
+@pytest.mark.parametrize("stride", [256, 320])
+def test_contexts_are_found_at_their_spacing_and_only_where_they_are_what_we_know(
+    stride: int,
+) -> None:
+    data = b"".join(context(i, 3, 1, 2, stride) for i in range(3)) + b"\0" * 999
+    found = ghost.read_contexts(data, rank=1, size=2)
+    assert found == ghost.Contexts((0, stride, 2 * stride))
+    assert ghost.read_contexts(data, rank=0, size=2) is None, "another rank's file"
+    assert ghost.read_contexts(data, rank=1, size=4) is None
+    assert ghost.read_contexts(b"\0" * 4096, rank=0, size=2) is None
+    assert ghost.read_contexts(b"", rank=0, size=2) is None
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_rank_that_spins_in_this_builds_collective_is_freed(threads: int) -> None:
+    from vllm.platforms import current_platform
+
+    current_platform.import_kernels()
+    if not hasattr(torch.ops._C, "init_shm_manager"):
+        pytest.skip("this build of vLLM has no shared-memory collectives")
+    assert ghost.self_test(torch.ops._C, threads) == ""
+    assert not list(ghost.FOLDER.glob("gpu-ft-test-*"))
+
+
+def request(seed: int | None, tokens: int, name: str = "a") -> states.RequestState:
+    sampling = SamplingParams(temperature=0.8, seed=seed)
+    return states.RequestState(name, [1, 2], list(range(tokens)), sampling)
+
+
+def runner(generator: torch.Generator, tokens: int) -> Any:
+    state = SimpleNamespace(output_token_ids=[0] * tokens)
+    batch = SimpleNamespace(generators={0: generator}, req_ids=["a"])
+    return SimpleNamespace(input_batch=batch, requests={"a": state})
+
+
+def test_a_draw_that_nobody_received_is_taken_back() -> None:
+    vocabulary, generator = 50, torch.Generator().manual_seed(7)
+    draws, seen = states.Draws(), []
+    for tokens in range(4):
+        draws.before_sampling(runner(generator, tokens))
+        seen.append(torch.empty(vocabulary).exponential_(generator=generator))
+    for tokens in (
+        2,
+        3,
+    ):  # the scheduler has that many; the fourth draw, perhaps the third too, was lost
+        again = states.generator_of(request(7, tokens), draws.export(), vocabulary)
+        assert torch.equal(torch.empty(vocabulary).exponential_(generator=again), seen[tokens])
+
+
+def test_draws_that_no_rank_remembers_are_made_again() -> None:
+    vocabulary, generator = 50, torch.Generator().manual_seed(7)
+    for _ in range(5):
+        torch.empty(vocabulary).exponential_(generator=generator)
+    nothing = states.RandomState(torch.get_rng_state())
+    again = states.generator_of(request(7, 5), nothing, vocabulary)
+    assert torch.equal(again.get_state(), generator.get_state())
+    assert states.generator_of(request(None, 5), nothing, vocabulary) is None
+
+
+def config_of(**changes: Any) -> Any:
+    parallel: dict[str, Any] = {
+        "tensor_parallel_size": 2, "pipeline_parallel_size": 1, "data_parallel_size": 1, "worker_cls": "auto",
+    }  # fmt: skip
+    scheduling = {"async_scheduling": False, "scheduler_cls": None}
+    base: dict[str, Any] = {
+        "speculative_config": None, "lora_config": None, "kv_transfer_config": None,
+        "use_v2_model_runner": False,
+        "model_config": SimpleNamespace(is_multimodal_model=False, runner_type="generate"),
+        "cache_config": SimpleNamespace(enable_prefix_caching=True),
+    }  # fmt: skip
+    for name, value in changes.items():
+        target = next((d for d in (parallel, scheduling) if name in d), base)
+        target[name] = value
+    return SimpleNamespace(
+        parallel_config=SimpleNamespace(**parallel),
+        scheduler_config=SimpleNamespace(**scheduling),
+        **base,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"tensor_parallel_size": 1}, "tensor_parallel_size"),
+        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size is 2"),
+        ({"data_parallel_size": 2}, "data_parallel_size is 2"),
+        ({"async_scheduling": True}, "asynchronous"),
+        ({"speculative_config": object()}, "speculative"),
+        ({"lora_config": object()}, "LoRA"),
+        ({"use_v2_model_runner": True}, "V2"),
+        ({"scheduler_cls": "mine.Scheduler"}, "scheduler"),
+        ({"worker_cls": "mine.Worker"}, "worker class"),
+        ({"kv_transfer_config": SimpleNamespace(kv_connector="NixlConnector")}, "connector"),
+    ],
+)
+def test_what_cannot_be_recovered_in_place_is_refused_with_its_reason(
+    changes: dict[str, Any], word: str
+) -> None:
+    assert word in support.why_not(config_of(**changes), Config(), platform="cpu")
+    assert support.why_not(config_of(), Config(), platform="cpu") == ""
+
+
+def test_other_platforms_and_the_switch_refuse_too() -> None:
+    assert "cuda" in support.why_not(config_of(), Config(), platform="cuda")
+    assert "in_place" in support.why_not(config_of(), Config(in_place=False), platform="cpu")
+    groups = [SimpleNamespace(kv_cache_groups=[1, 2])] * 2
+    assert "2 KV cache groups" in support.why_not_cache(groups)
+
+
+def test_the_store_publishes_only_the_next_epoch() -> None:
+    store = OwnStore()
+    first = Membership(engine="e", epoch=1, shards=2)
+    assert store.read("e") is None
+    assert store.publish(first)
+    assert not store.publish(first)
+    assert not store.publish(Membership(engine="e", epoch=3, shards=2))
+    assert store.wait_past("e", 1, 0.0) is None
+    threading.Timer(0.01, store.publish, [Membership(engine="e", epoch=2, shards=2)]).start()
+    found = store.wait_past("e", 1, 5.0)
+    assert found is not None
+    assert found.epoch == 2
+
+
+def test_the_server_follows_a_recovery_and_names_requests_as_clients_do() -> None:
+    seen: list[Any] = []
+    front = GroupFront(EventStream(seen.append))
+    busy: list[bool] = []
+    front.name_of = lambda request_id: request_id.removesuffix("-0")
+    front.expect = busy.append
+    front._take(Armed({0: 10, 1: 11}, standbys=1))
+    assert (front.status.state, front.status.standbys, front.busy) == ("serving", 1, False)
+    moved = StateChanged(engine="e", epoch=1, former="serving", happening="lost", state="suspect")
+    front._take(Told(encode(moved)))
+    assert (front.status.state, front.busy, busy) == ("suspect", True, [True])
+    front._take(
+        Told(
+            encode(
+                RequestResumed(
+                    epoch=1,
+                    request_id="a-0",
+                    tokens_before=1,
+                    tokens_restored=2,
+                    tokens_recomputed=3,
+                )
+            )
+        )
+    )
+    assert seen[-1].request_id == "a"
+
+
+def test_nobody_is_replaced_when_nobody_would_be_left_or_nobody_listens() -> None:
+    front = GroupFront(EventStream())
+    health: Any = SimpleNamespace(choose=lambda ranks: (SimpleNamespace(missing=""), {}))
+    front._take(Armed({0: 10, 1: 11}))
+    assert not front.replace((), "why", health, 2)
+    assert not front.replace((0, 1), "why", health, 2)
+    assert not front.replace((1,), "why", health, 2), "there is no line to the engine"
