@@ -38,6 +38,7 @@ Counter = Literal[
 Gauge = Literal[
     "snapshot_lag_tokens",
     "snapshot_lag_bytes",
+    "prefill_token_seconds",
     "disk_lag_blocks",
     "disk_protected",
     "open_requests",
@@ -134,6 +135,13 @@ TABLE: tuple[Metric, ...] = (
         "bytes",
         ("worker",),
         ("source",),
+    ),
+    Metric(
+        "prefill_token_seconds",
+        "gauge",
+        "What computing one token of a prompt took in the newest pass over 64 or more; restoring is weighed against it",
+        "seconds",
+        ("worker",),
     ),
     Metric(
         "restore_refused_total",

@@ -363,3 +363,20 @@ def test_a_device_tier_hears_how_long_steps_take_but_not_of_pauses(
         half.before_step(StepMetadata())
     monkeypatch.undo()
     assert heard == [0.02, 0.03, 0.03]
+
+
+def test_the_time_of_a_pass_counts_from_before_it_also_when_loads_begin_behind_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    half, _ = worker_half()
+    step = StepMetadata(prefill_tokens=64)
+    clock = iter([10.0, 10.5])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    half.before_step(step)
+    # The pass happens here; vLLM starts asynchronous loads when it is over.
+    half.start_loads(step)
+    half.after_step(step)
+    monkeypatch.undo()
+    report = half.report({})
+    assert report is not None
+    assert report.prefills == [(64, 0.5)]

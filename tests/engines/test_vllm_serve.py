@@ -113,6 +113,9 @@ def test_the_metrics_ports_tell_the_recovery_and_the_snapshots(story: Story) -> 
     assert float(restored.split()[-1]) >= 3 * 288
     worker = story.metrics(story.metrics_port + 1)
     assert "dynamo_gpu_ft_snapshot_bytes_total" in worker
+    # The whole pass is timed, not what lies between two calls of vLLM's after it: no model computes 300 tokens in 0.6 ms.
+    (token,) = [line for line in worker.splitlines() if line.startswith("dynamo_gpu_ft_prefill_tok")]
+    assert float(token.split()[-1]) > 2e-6
 
 
 def test_inspect_shows_the_live_arena_and_verifies_every_block(story: Story) -> None:

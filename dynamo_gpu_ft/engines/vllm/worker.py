@@ -141,11 +141,12 @@ class WorkerHalf:
             self._queue.preempt(step.preempted)
         if step.forget_former and self._behind is not None:
             self._behind.forget_former()
+        # NOTE: here and not with the loads, which vLLM starts behind the forward pass unless it waits for them.
+        self._timer.start(step.prefill_tokens)
 
     def start_loads(self, step: StepMetadata) -> None:
         for run in step.loads:
             self._queue.load(run)
-        self._timer.start(step.prefill_tokens)
 
     def after_step(self, step: StepMetadata) -> None:
         """After the forward pass: this step's blocks are complete."""
@@ -178,6 +179,8 @@ class WorkerHalf:
         """`gaps` with what was measured since the last report; None when there is nothing to say."""
         moved, self._moved = self._moved, []
         prefills = self._timer.take()
+        for tokens, seconds in prefills:
+            metrics().set("prefill_token_seconds", seconds / tokens)
         return WorkerReport(gaps, moved, prefills) if gaps or moved or prefills else None
 
     def abandon(self) -> Progress:
