@@ -112,6 +112,10 @@ class SnapshotQueue:
             self._tails.add(run.request_id, reach, run.block_hashes[-1])
         self._tier.load(job_id, run.refs())
 
+    def adopt(self, request_id: str, block_hashes: Iterable[bytes]) -> None:
+        """The request holds these blocks already, by stores of a writer that is gone: they are let go when it ends."""
+        self._held.setdefault(request_id, []).extend(block_hashes)
+
     def pin(self, pin: Pin) -> None:
         """Queues a pin behind the stores so far; what became of it is counted."""
         job_id = self._job()

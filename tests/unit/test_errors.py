@@ -12,16 +12,12 @@ from dynamo_gpu_ft.errors import (
     GpuFtError,
     HealthError,
     NotProtected,
-    NvrxError,
     PortableError,
     RecoveryFailed,
-    StoreUnavailable,
-    WeightsError,
 )
 
 KINDS = [
-    ArenaError, ConfigError, CoreUnavailable, HealthError, NotProtected, NvrxError, PortableError,
-    RecoveryFailed, StoreUnavailable, WeightsError,
+    ArenaError, ConfigError, CoreUnavailable, HealthError, NotProtected, PortableError, RecoveryFailed,
 ]  # fmt: skip
 
 

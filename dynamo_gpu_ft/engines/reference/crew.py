@@ -1,0 +1,228 @@
+"""The driver's view of the ranks' processes: starting, talking, waiting with a deadline, noticing who is dead, hung or failed, ending.
+
+Every wait looks at all of them at once: channels, process descriptors and the watch of their heartbeats. It decides nothing about recovery.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from dynamo_gpu_ft import native
+from dynamo_gpu_ft.engines.reference import messages as say
+from dynamo_gpu_ft.engines.reference.messages import Channel
+from dynamo_gpu_ft.engines.reference.nursery import Nursery
+from dynamo_gpu_ft.engines.reference.options import Options
+from dynamo_gpu_ft.health import heartbeat
+
+
+class Process:
+    """One rank's process. `why` says why it is lost, "" while it is not."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.pid = self.started = 0
+        self.why = ""
+        self.inbox: list[Any] = []
+        self._pidfd = -1
+
+    def greeted(self, hello: say.Hello) -> None:
+        self.pid, self.started = hello.pid, hello.started
+        with suppress(OSError):
+            self._pidfd = os.pidfd_open(hello.pid)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process is there, hung or not; True before it said hello."""
+        if not self.pid:
+            return not self.channel.closed
+        return self._pidfd >= 0 and not select.select([self._pidfd], [], [], 0)[0]
+
+    @property
+    def stopped(self) -> bool:
+        """By a signal or a debugger."""
+        try:
+            text = Path(f"/proc/{self.pid}/stat").read_text()
+        except OSError:
+            return False
+        return self.pid > 0 and text.rpartition(")")[2].split()[0] in "Tt"
+
+    def send(self, message: msgspec.Struct) -> None:
+        """A process that does not take it is lost, and noticed as that; never raises."""
+        try:
+            self.channel.send(message)
+        except OSError as error:
+            self.lost(f"it does not take orders ({error})")
+
+    def lost(self, why: str) -> None:
+        self.why = self.why or why
+
+    def look(self) -> None:
+        """Takes in what has arrived; notices the end."""
+        if not self.channel.closed:
+            try:
+                for message in self.channel.receive():
+                    if isinstance(message, say.Hello):
+                        self.greeted(message)
+                    elif isinstance(message, say.Failed):
+                        self.lost(f"its order {message.order} failed: {message.text}")
+                    self.inbox.append(message)
+            except (OSError, msgspec.DecodeError) as error:
+                self.lost(f"it sends nonsense ({error})")
+        if self.channel.closed or not self.alive:
+            self.lost("its process is gone")
+
+    def end(self, deadline_s: float) -> bool:
+        """SIGKILL, also to a stopped one; True once it is gone. What it holds (locks, connections) is free then."""
+        self.lost("it was ended")
+        if self._pidfd >= 0:
+            with suppress(OSError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            gone = bool(select.select([self._pidfd], [], [], deadline_s)[0])
+            os.close(self._pidfd)
+            self._pidfd = -1
+        else:
+            gone = True  # it never said hello: it ends when its channel does
+        self.channel.close()
+        return gone
+
+    @property
+    def descriptors(self) -> list[int]:
+        own = [] if self.channel.closed else [self.channel.fileno()]
+        return own + ([self._pidfd] if self._pidfd >= 0 else [])
+
+
+class Crew:
+    """All processes of one engine. `members` by shard; `fresh` are replacements that are being made; `standbys` are ready
+    ones, `waking` those on their way there."""
+
+    def __init__(self, options: Options, tag: str) -> None:
+        self._options, self._tag, self._config = options, tag, options.config()
+        self.nursery = Nursery(options, tag)
+        self.members: dict[int, Process] = {}
+        self.standbys: list[Process] = []
+        self.waking: list[Process] = []
+        self.fresh: dict[int, Process] = {}
+        self._queue: Any = None
+        self._watch: Any = None
+        self._watch_steps()
+
+    def _watch_steps(self) -> None:
+        config, core = self._config, native.load()
+        if not config.health:
+            return
+        path, _ = heartbeat.files(config.arena_dir, self._tag)
+        ranks = self._options.tp * self._options.pp
+        core.make_heartbeat_file(path, ranks)
+        self._held = heartbeat.hold(path), path
+        self._queue = core.WatchQueue()
+        self._watch = core.HangWatch(
+            self._queue, path, ranks=ranks, after=config.hang_after_s, floor=config.hang_floor_s,
+            unknown=config.hang_unknown_s, silent=config.hang_after_s,
+        )  # fmt: skip
+
+    def fork(self) -> Process:
+        """A new process that is on its way. Raises `OSError` when the nursery is gone."""
+        return Process(Channel(self.nursery.fork(), say.Reply))
+
+    def wake_standbys(self) -> None:
+        """Starts as many standbys as the settings want and are lacking. Never blocks for one, never raises."""
+        with suppress(OSError):
+            while len(self.standbys) + len(self.waking) < self._config.standbys:
+                process = self.fork()
+                process.send(say.Prepare())
+                self.waking.append(process)
+
+    def look(self) -> None:
+        """Takes in everything that has happened; never blocks."""
+        for process in self.members.values():
+            process.look()
+        for process in [*self.fresh.values(), *self.standbys, *self.waking]:
+            process.look()
+            if process.stopped:  # nobody waits for them yet, so there is nothing to be patient for
+                process.lost("it is stopped")
+        for process in list(self.waking):
+            if process.why or any(isinstance(m, say.Ready) for m in process.inbox):
+                self.waking.remove(process)
+                process.inbox.clear()
+                if process.why:
+                    process.end(1.0)
+                else:
+                    self.standbys.append(process)
+        for process in [p for p in self.standbys if p.why]:
+            self.standbys.remove(process)
+            process.end(1.0)
+        for record in self._queue.take() if self._queue is not None else ():
+            self._note(record)
+
+    def _note(self, record: Any) -> None:
+        """What the watch of the heartbeats says: who holds a collective up is hung, not those that wait for it."""
+        if record.source != "heartbeat" or record.what != "hang":
+            return
+        reading = heartbeat.reading_of(record)
+        late = [int(s) for s in record.facts.get("laggards", "").replace(" ", "").split(",") if s]
+        own = [reading.shard] if reading.shard is not None else []
+        stopped = record.facts.get("cause") in ("stopped", "silent")
+        for shard in own if stopped or not late else late:
+            process = self.fresh.get(shard) or self.members.get(shard)
+            # A record may be about the process that had the shard before.
+            if process is not None and (not own or shard != own[0] or process.pid == record.pid):
+                process.lost(reading.text)
+
+    def collect(
+        self,
+        waiting: Mapping[int, Process],
+        wanted: Callable[[Any], bool],
+        until: float,
+        *,
+        watched: Iterable[Process] = (),
+        epoch: int = -1,
+    ) -> dict[int, Any]:
+        """Replies by key, as far as they came: returns when all are there, when one of `waiting` or `watched` is lost or says that a
+        communicator of `epoch` broke, or at the monotonic moment `until`."""
+        found: dict[int, Any] = {}
+        watched = [*watched, *waiting.values()]
+        while True:
+            self.look()
+            broken = False
+            for key, process in waiting.items():
+                for message in process.inbox:
+                    if key not in found and wanted(message):
+                        found[key] = message
+                    broken |= isinstance(message, say.Broken) and message.epoch == epoch
+                process.inbox.clear()
+            left = until - time.monotonic()
+            if len(found) == len(waiting) or broken or any(p.why for p in watched) or left <= 0:
+                return found
+            descriptors = [fd for p in watched for fd in p.descriptors]
+            descriptors += [fd for p in self.waking for fd in p.descriptors]
+            if self._queue is not None:
+                descriptors.append(self._queue.fileno())
+            select.select(descriptors, [], [], min(left, 0.5))
+
+    def end_all(self) -> None:
+        """Every rank and the nursery. Never raises."""
+        everyone = (self.members.values(), self.fresh.values(), self.standbys, self.waking)
+        for process in [p for some in everyone for p in some]:
+            with suppress(OSError):
+                process.end(1.0)
+        self.members.clear()
+        self.fresh.clear()
+        self.standbys.clear()
+        self.waking.clear()
+        self.nursery.close()
+
+    def close(self) -> None:
+        self.end_all()
+        if self._watch is not None:
+            self._watch.stop()
+            heartbeat.let_go(self._held[1], self._held[0])
+            self._watch = self._queue = None

@@ -1,0 +1,43 @@
+"""How one reference engine is set up: the sizes and devices of `Options`, beside the package's own `Config`.
+
+Frozen data; the driver hands both to every rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from dynamo_gpu_ft.config import Config
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """model       folder of a Llama or Mixtral checkpoint
+    tp, pp      tensor and pipeline parallel sizes
+    dtype       "float32", "bfloat16" or "float16": weights, cache and activations
+    block       tokens of a KV block;  blocks: how many each rank has, the first belongs to nobody
+    tile        rows that every product sees;  rows: most rows of a step (a prompt is prefilled in chunks of what is left)
+    device      "cpu", or "cuda": shard s on device s modulo their number
+    threads     of a rank's arithmetic
+    name        names the engine in its files; one live engine each
+    faults      whether ranks take orders to hurt themselves (tests and drills)
+    settings    keys of the package's `Config`
+    """
+
+    model: str
+    tp: int = 1
+    pp: int = 1
+    dtype: str = "float32"
+    block: int = 16
+    blocks: int = 256
+    tile: int = 8
+    rows: int = 64
+    device: str = "cpu"
+    threads: int = 1
+    name: str = "reference"
+    faults: bool = False
+    settings: dict[str, Any] = {}
+
+    def config(self) -> Config:
+        return Config.load(self.settings)

@@ -1,0 +1,148 @@
+"""One shard in one process: its weights, its cache, its stage of the model, its KV snapshots. What a rank has to have before it can serve.
+
+Made by `Load`, by a first start as by a replacement; changed only by `Recut`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from dynamo_gpu_ft.engines.reference import needs, shape
+from dynamo_gpu_ft.engines.reference.kv import Snapshots, make_cache, move_heads
+from dynamo_gpu_ft.engines.reference.messages import Loaded
+from dynamo_gpu_ft.engines.reference.model import Stage
+from dynamo_gpu_ft.engines.reference.options import Options
+from dynamo_gpu_ft.engines.reference.split import Cut
+from dynamo_gpu_ft.engines.reference.weights import ShardWeights
+from dynamo_gpu_ft.errors import GpuFtError, WeightsError
+from dynamo_gpu_ft.kv.namespace import weights_id
+from dynamo_gpu_ft.recovery.weights import chain, neighbour
+from dynamo_gpu_ft.recovery.weights.base import WeightSource
+from dynamo_gpu_ft.recovery.weights.slices import SliceSource
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class Sources:
+    """The weight sources of an engine, opened once: a standby opens them before it is needed."""
+
+    def __init__(self, options: Options) -> None:
+        folder = Path(options.model)
+        self.model = f"{weights_id(folder)}-{options.dtype}"
+        self._path = options.config().arena_path
+        paths = [neighbour.path_of(self._path, shard) for shard in range(options.tp * options.pp)]
+        self.neighbours = neighbour.NeighbourSource(paths, self.model)
+        self.slices = SliceSource(folder)
+
+    def prepare(self) -> list[str]:
+        """Opens everything that any shard could come from; says what is not there. Never raises."""
+        notes = self.neighbours.open_all()
+        with suppress(WeightsError):
+            self.slices.entries()
+        return notes
+
+    def ordered(self) -> list[WeightSource]:
+        return [self.neighbours, self.slices]
+
+    def keep(self, shard: int, epoch: int, weights: ShardWeights) -> str:
+        """Writes the neighbour file; returns why it could not be written, "" when it was."""
+        try:
+            neighbour.write(neighbour.path_of(self._path, shard), self.model, epoch, weights.kept())
+        except WeightsError as error:
+            return str(error)
+        return ""
+
+
+class Shard:
+    """`number` is the shard's own for ever. Weights keep their addresses until a `recut`."""
+
+    def __init__(
+        self,
+        number: int,
+        cut: Cut,
+        options: Options,
+        sources: Sources,
+        expected: Mapping[str, bytes],
+        engine_id: str,
+        deadline_s: float,
+    ) -> None:
+        self.number, self.cut, self._options, self._sources = number, cut, options, sources
+        self.shape = shape.read(Path(options.model))
+        self.device = device_of(options, number)
+        self._dtype = DTYPES[options.dtype]
+        self.loaded = self._load(cut, expected, deadline_s)
+        self.cache = make_cache(self.shape, cut, options, self._dtype, self.device)
+        self.stage = Stage(self.shape, cut, self.weights.tensors, self.cache)
+        self.not_protected = sources.keep(number, 1, self.weights) if not expected else ""
+        self.snapshots: Snapshots | None = None
+        if options.config().snapshot:
+            self._protect(engine_id)
+
+    def _load(self, cut: Cut, expected: Mapping[str, bytes], deadline_s: float) -> chain.Loaded:
+        self.weights = ShardWeights(needs.of(self.shape, cut), self._dtype, self.device)
+        return chain.load(
+            self._sources.ordered(),
+            self.weights.needs,
+            self.weights,
+            self.weights.digest,
+            expected=expected or None,
+            deadline_s=deadline_s,
+        )
+
+    def _protect(self, engine_id: str) -> None:
+        """Without KV snapshots the engine serves on: a loss then costs a recomputation."""
+        stage = self.number // self._options.tp
+        found = Snapshots(
+            self._sources.model, self.shape, self.cut, stage, self._options, engine_id
+        )
+        try:
+            found.hold(self.cut.heads, self.cache)
+            self.snapshots = found
+        except (GpuFtError, OSError) as error:
+            found.close()
+            self.not_protected = str(error)
+
+    def recut(self, cut: Cut, deadline_s: float) -> tuple[int, ...]:
+        """Takes another part of the same layers; returns the heads whose KV is still to be restored. The old weights are kept until
+        the new ones are whole."""
+        before, cache, weights, loaded = self.cut, self.cache, self.weights, self.loaded
+        try:
+            self.loaded = self._load(cut, {}, deadline_s)
+        except BaseException:
+            self.weights, self.loaded = weights, loaded
+            raise
+        self.cut = cut
+        self.cache = make_cache(self.shape, cut, self._options, self._dtype, self.device)
+        lacking = move_heads(cache, before.heads, self.cache, cut.heads)
+        self.stage = Stage(self.shape, cut, self.weights.tensors, self.cache)
+        if self.snapshots is not None:
+            self.snapshots.hold(cut.heads, self.cache)
+        return lacking
+
+    def told(self) -> Loaded:
+        report, kept = self.loaded.report, self.snapshots
+        return Loaded(
+            digests=self.loaded.digests,
+            source=report.source,
+            read=report.bytes_read,
+            needed=report.bytes_needed,
+            seconds=report.seconds,
+            refused=self.loaded.refused,
+            namespace=kept.namespace if kept else -1,
+            kv_epoch=kept.epoch if kept else -1,
+            not_protected=self.not_protected,
+        )
+
+
+def device_of(options: Options, shard: int) -> torch.device:
+    if options.device != "cuda":
+        return torch.device("cpu")
+    return torch.device("cuda", shard % max(1, torch.cuda.device_count()))
