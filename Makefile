@@ -49,7 +49,7 @@ endif
 PY := $(VENV)/bin/python
 CORE := $(wildcard csrc/*.* csrc/*/*.* setup.py)
 
-.PHONY: help env demo test lint bench sanitize fuzz bench-lmcache doctor clean
+.PHONY: help env demo test lint bench sanitize fuzz bench-lmcache nvrx-env doctor clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -60,7 +60,7 @@ env: $(VENV)/.project ## make the environment only
 demo: $(VENV)/.project ## kill a real engine in mid-decode and watch its open streams go on
 	@$(PY) -m dynamo_gpu_ft demo $(if $(JSON),--json $(JSON))
 
-test: lint ## checks and the tests that need no GPU; MARK="not gpu" for the long ones too
+test: lint nvrx-env ## checks and the tests that need no GPU; MARK="not gpu" for the long ones too
 	@$(PY) -m pytest -m "$(MARK)" $(TESTS)
 
 lint: $(VENV)/.project ## ruff, mypy --strict
@@ -83,6 +83,9 @@ fuzz: $(VENV)/.project ## libFuzzer and atheris on every parser of foreign bytes
 bench-lmcache: ## the environment with vLLM 0.32 and LMCache that `bench restore_blocks` compares with
 	@$(PYTHON) requirements/make_env.py packages .venv-vllm/lmcache --engine requirements/vllm-0.32.0.txt \
 	    --common requirements/bench-lmcache.txt --torch-index $(TORCH_INDEX)
+
+nvrx-env: $(VENV)/.project ## the NVRx versions that the tests run against: folders beside the environment, a few megabytes
+	@$(PY) requirements/make_nvrx.py .venv-vllm/nvrx $(wildcard requirements/nvrx-*.txt)
 
 doctor: ## what is real, simulated or missing here, and the command that mends it
 	@$(if $(wildcard $(PY)),$(PY),python3) dynamo_gpu_ft/cli/doctor.py

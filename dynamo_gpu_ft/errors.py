@@ -80,6 +80,10 @@ class WeightsError(GpuFtError):
     """Weights cannot be had from one source: absent, torn, forged, of another model, or late; the next source is asked."""
 
 
+class NvrxError(GpuFtError):
+    """NVIDIA's resiliency extension lacks something that is needed, or a launcher could not be run with what it was given."""
+
+
 class RecoveryFailed(GpuFtError):
     """A recovery ended in FAILED: its reason, after every allowed restart; open requests get this error."""
 

@@ -229,10 +229,10 @@ def log_event(event: Event) -> None:
         bad = event.unusable != "nothing" and not event.cleared
     level = logging.WARNING if bad else logging.INFO
     if _log.isEnabledFor(level):
-        _log.log(level, "%s", _one_line(event))
+        _log.log(level, "%s", one_line(event))
 
 
-def _one_line(event: Event) -> str:
+def one_line(event: Event) -> str:
     if isinstance(event, IncidentEvent):
         return event.line
     fields = {k: v for k, v in msgspec.to_builtins(event).items() if k not in ("event", "time")}

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -79,6 +80,7 @@ def _packages(options: argparse.Namespace, log: Path) -> str:
         named = {pin: pin.split("==")[0] for pin in tools}
         tools = [pin for pin, name in named.items() if name in BUILD or not _has(python, name)]
     _install(f"{len(tools)} packages of the tools", python, tools, log)
+    _etcd(options.venv, log)
     return f"made by {sys.executable}\n"
 
 
@@ -147,6 +149,19 @@ def _system_packages(log: Path) -> None:
             gone.remove(name)
     if gone:
         _fail(f"missing on this machine: {', '.join(gone)}", f"apt-get install {' '.join(gone)}")
+
+
+def _etcd(venv: Path, log: Path) -> None:
+    """The server for the tests of memberships in etcd, unpacked beside the environment: installed, it would run as a service."""
+    folder = venv / "etcd"
+    if shutil.which("etcd") or (folder / "usr/bin/etcd").exists():
+        return
+    if shutil.which("apt-get") and shutil.which("dpkg-deb"):
+        command = f"cd {shlex.quote(str(venv))} && apt-get download etcd-server"
+        command += " && dpkg-deb -x etcd-server_*.deb etcd && rm etcd-server_*.deb"
+        if not _run("etcd, for its tests", ["sh", "-c", command], log, fatal=False):
+            return
+    print("    no etcd-server here: the tests of memberships in etcd are skipped")
 
 
 def _include_folders() -> list[str]:

@@ -24,6 +24,10 @@ def backend_of(name: str, folder: str, timeout_s: float) -> CommBackend:
     from dynamo_gpu_ft.recovery.comm.torch_groups import TorchGroupBackend
 
     rendezvous = Rendezvous(f"file:{folder}", "test")
+    if name == "nccl":
+        from dynamo_gpu_ft.recovery.comm.nccl import NcclBackend
+
+        return NcclBackend(rendezvous, timeout_s=timeout_s)
     if name == "gloo":
         return GlooBackend(rendezvous, timeout_s=timeout_s)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -35,7 +39,7 @@ def serve(pipe: Connection, name: str, folder: str, timeout_s: float) -> None:
     import torch
 
     torch.set_num_threads(1)
-    child = Child(backend_of(name, folder, timeout_s), pipe)
+    child = Child(backend_of(name, folder, timeout_s), pipe, "cuda" if name == "nccl" else "cpu")
     pipe.send(("ready", os.getpid(), 0.0))
     while True:
         order, *args = pipe.recv()
@@ -49,12 +53,15 @@ def serve(pipe: Connection, name: str, folder: str, timeout_s: float) -> None:
 
 
 class Child:
-    def __init__(self, backend: CommBackend, pipe: Connection) -> None:
-        self.backend, self.pipe = backend, pipe
+    def __init__(self, backend: CommBackend, pipe: Connection, device: str) -> None:
+        self.backend, self.pipe, self.device = backend, pipe, device
         self.comm: Any = None
         self.owner = "{0.pid}.{0.started}".format(this_process())
 
     def do(self, order: str, args: list[Any]) -> None:
+        import torch
+
+        torch.set_default_device(self.device)  # each thread has its own
         began = time.monotonic()
         try:
             result = getattr(self, order)(*args)

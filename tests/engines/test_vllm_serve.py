@@ -114,7 +114,9 @@ def test_the_metrics_ports_tell_the_recovery_and_the_snapshots(story: Story) -> 
     worker = story.metrics(story.metrics_port + 1)
     assert "dynamo_gpu_ft_snapshot_bytes_total" in worker
     # The whole pass is timed, not what lies between two calls of vLLM's after it: no model computes 300 tokens in 0.6 ms.
-    (token,) = [line for line in worker.splitlines() if line.startswith("dynamo_gpu_ft_prefill_tok")]
+    (token,) = [
+        line for line in worker.splitlines() if line.startswith("dynamo_gpu_ft_prefill_tok")
+    ]
     assert float(token.split()[-1]) > 2e-6
 
 

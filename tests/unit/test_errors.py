@@ -12,12 +12,16 @@ from dynamo_gpu_ft.errors import (
     GpuFtError,
     HealthError,
     NotProtected,
+    NvrxError,
     PortableError,
     RecoveryFailed,
+    StoreUnavailable,
+    WeightsError,
 )
 
 KINDS = [
-    ArenaError, ConfigError, CoreUnavailable, HealthError, NotProtected, PortableError, RecoveryFailed,
+    ArenaError, ConfigError, CoreUnavailable, HealthError, NotProtected, NvrxError, PortableError,
+    RecoveryFailed, StoreUnavailable, WeightsError,
 ]  # fmt: skip
 
 

@@ -44,7 +44,7 @@ class Comm(Protocol):
     """One communicator in one process. Calls block until their result is in the tensor, raise `CommError`, and are made by one
     thread at a time in the same order on all ranks; `revoke` and `abort` may come from any other thread at any time.
 
-    After any error every later call raises too, and peers that wait for this rank are told. Tensors are of the back end's device, contiguous, and of equal shape and dtype on all ranks."""
+    After any error every later call raises too; gloo's peers that wait for this rank are told, NCCL's wait until they revoke. Tensors are of the back end's device, contiguous, and of equal shape and dtype on all ranks."""
 
     @property
     def seat(self) -> Seat: ...

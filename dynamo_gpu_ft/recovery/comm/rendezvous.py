@@ -82,3 +82,8 @@ def all_there(
             if not deadline.left_s:
                 raise CommTimeout(f"rank {rank} of epoch {seat.epoch} did not come in time")
             time.sleep(POLL_S)
+
+
+def notes(store: Any, seat: Seat) -> list[bytes]:
+    """What the holder of every seat noted when he took it, in order of rank; all are there already."""
+    return [store.get(f"seat/{rank}").split(b" ", 1)[1] for rank in range(seat.size)]

@@ -1,0 +1,22 @@
+"""Which NVRx a test runs against: each version that `make nvrx-env` made, or the built-in monitor with none."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.nvrx.harness import folder_of
+
+VERSIONS = ("0.4.1", "0.7.0")
+
+
+def _skip_unless_made(version: str) -> str:
+    folder = folder_of(version)
+    if not (folder / "nvidia_resiliency_ext").is_dir():
+        pytest.skip(f"NVRx {version} is not there: make nvrx-env")
+    return str(folder)
+
+
+@pytest.fixture(params=VERSIONS)
+def nvrx(request: pytest.FixtureRequest) -> str:
+    """The folder of one version."""
+    return _skip_unless_made(request.param)

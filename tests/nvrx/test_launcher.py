@@ -1,0 +1,54 @@
+"""Real ranks under NVRx's real launcher, started by our command line: losses, hangs, and what the ranks ask for."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.nvrx import harness
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+OPTIONS = ["--backend", "nvrx", "--ranks", "2", "--stop", "2"]
+LIMITS = ["--heartbeat", "2", "--section", "step=4", "--max-restarts", "4"]
+
+
+def test_a_killed_a_stopped_and_a_stuck_rank_are_each_replaced_and_the_job_ends_well(
+    nvrx: str, tmp_path: Path
+) -> None:
+    ended = harness.launch(
+        [*OPTIONS, *LIMITS],
+        harness.GLOO_RANK,
+        tmp_path / "report",
+        "kill,stop,stuck",
+        version=nvrx,
+    )
+    assert ended.status == 0, ended.said[-4000:]
+    assert ended.who("ready") == {(round_, rank) for round_ in range(4) for rank in range(2)}
+    assert ended.who("done") == {(3, 0), (3, 1)}
+    # The stopped rank was found by its silence, the stuck one by its section.
+    assert "subsequent heartbeat" in ended.said
+    assert re.search(r"'step' has been open|section", ended.said)
+    assert harness.alive(ended.pids()) == []
+
+
+def test_a_recovery_that_failed_is_not_restarted_and_says_so_with_its_own_status(
+    nvrx: str, tmp_path: Path
+) -> None:
+    ended = harness.launch(
+        [*OPTIONS, *LIMITS], harness.GLOO_RANK, tmp_path / "report", "failed,fine", version=nvrx
+    )
+    assert ended.status == 93, ended.said[-4000:]
+    assert "every restart was used up" in ended.said.splitlines()[-1]
+    assert {round_ for round_, _ in ended.who("ready")} == {0}
+    assert harness.alive(ended.pids()) == []
+
+
+def test_a_node_that_a_rank_wants_excluded_runs_nothing_again(nvrx: str, tmp_path: Path) -> None:
+    ended = harness.launch(
+        [*OPTIONS, *LIMITS], harness.GLOO_RANK, tmp_path / "report", "exclude,fine", version=nvrx
+    )
+    assert ended.status == 1, ended.said[-4000:]
+    assert "this GPU has to be reset" in ended.said.splitlines()[-1]
+    assert {round_ for round_, _ in ended.who("ready")} == {0}
+    assert harness.alive(ended.pids()) == []
