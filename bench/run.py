@@ -38,6 +38,7 @@ QUESTIONS = {
     "watch_latency": "how soon a GPU fault is heard: by C++, by asyncio, by the poll, when a call is stuck",
     "watch_idle": "what watching 8 GPUs costs while nothing happens",
     "hang": "how soon a hang is noticed: stopped, endless and missing ranks, and a real frozen engine",
+    "comm_rebuild": "how soon ranks that lost one are out of their collective and in a new communicator, beside gloo alone",
     "gpu_copy": "how fast KV goes from a GPU into the arena and back, by fragment size and way of copying",
     "gpu_overhead": "what snapshots at full rate cost a decode loop on a GPU",
     "gpu_xid_latency": "how soon a real XID is heard, beside CUDA's own error",

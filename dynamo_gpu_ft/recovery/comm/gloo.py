@@ -14,7 +14,6 @@ from dynamo_gpu_ft.recovery.comm.c10d import GroupComm
 from dynamo_gpu_ft.recovery.comm.rendezvous import Rendezvous, all_there, take
 from dynamo_gpu_ft.recovery.comm.sockets import (
     Connections,
-    Socket,
     listening_ports,
     open_inodes,
     tcp_sockets,
@@ -69,26 +68,31 @@ class GlooBackend(Rebuilds):
 
 
 def own_connections(store: Any, seat: Seat, before: set[int], deadline: Deadline) -> Connections:
-    """The connections of a gloo group that was just made: sockets that were not there before it, and that lead to a port on which it or
-    a peer listens. Every rank tells its ports; another thread's sockets of the same moment lead elsewhere."""
-    new: list[Socket] = tcp_sockets(before)
-    own = listening_ports(new)
+    """The connections of a gloo group that was just made: one for each peer, among the sockets that were not there before it.
+
+    When they are as many as there are peers they are gloo's. Else another thread opened some in the same moment, and those are chosen
+    that lead to a port on which we or a peer listen: for that every rank tells its ports."""
+    new = tcp_sockets(before)
+    own, peers = listening_ports(new), seat.size - 1
     store.set(f"ports/{seat.rank}", ",".join(map(str, own)))
-    peers: set[int] = set()
-    others = [rank for rank in range(seat.size) if rank != seat.rank]
-    store.wait(
-        [f"ports/{rank}" for rank in others],
-        datetime.timedelta(seconds=max(0.001, min(MESH_S, deadline.left_s))),
-    )
-    for rank in others:
-        peers |= {int(port) for port in store.get(f"ports/{rank}").decode().split(",") if port}
-    found = Connections.of(new, own, peers)
-    if len(found.known) != len(others):
+    connected = [each for each in new if not each.listens]
+    if len(connected) > peers:
+        theirs = _ports_of_peers(store, seat, deadline)
+        connected = [e for e in connected if e.local_port in own or e.remote_port in theirs]
+    if len(connected) != peers:
         # NOTE: with another number a stuck call could not be freed; better to know now than in a fault.
         raise CommError(
-            f"{len(found.known)} connections found for {len(others)} peers in epoch {seat.epoch}: this gloo cannot be revoked"
+            f"{len(connected)} connections found for {peers} peers in epoch {seat.epoch}: this gloo cannot be revoked"
         )
-    return found
+    return Connections.of(connected)
+
+
+def _ports_of_peers(store: Any, seat: Seat, deadline: Deadline) -> set[int]:
+    others = [f"ports/{rank}" for rank in range(seat.size) if rank != seat.rank]
+    limit = max(0.001, min(MESH_S, deadline.left_s))
+    store.wait(others, datetime.timedelta(seconds=limit))
+    told = ",".join(store.get(key).decode() for key in others)
+    return {int(port) for port in told.split(",") if port}
 
 
 def mesh_error(seat: Seat, error: RuntimeError) -> CommError:

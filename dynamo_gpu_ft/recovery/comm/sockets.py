@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 _INODE = re.compile(r"socket:\[(\d+)\]")
-_ESTABLISHED, _LISTEN = "01", "0A"
+_STREAM = socket.SOCK_STREAM
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Socket:
     inode: int
     local_port: int
     remote_port: int
-    state: str  # as the kernel writes it
+    listens: bool
 
 
 def open_inodes() -> set[int]:
@@ -31,23 +31,25 @@ def open_inodes() -> set[int]:
 
 
 def tcp_sockets(besides: set[int]) -> list[Socket]:
-    """This process's TCP sockets that are not among `besides`, by inode: a number that no other socket has while it is open."""
-    new = {inode: fd for inode, fd in _descriptors().items() if inode not in besides}
+    """This process's TCP sockets, listening or connected, that are not among `besides`, by inode: a number that no other socket has
+    while it is open. Those in between, and those closed meanwhile, are left out."""
     found = []
-    for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
-        with contextlib.suppress(OSError), open(table) as lines:
-            next(lines, None)
-            for line in lines:
-                fields = line.split()
-                inode = int(fields[9])
-                if inode in new:
-                    local, remote = (int(fields[i].rsplit(":", 1)[1], 16) for i in (1, 2))
-                    found.append(Socket(new[inode], inode, local, remote, fields[3]))
+    for inode, fd in _descriptors().items():
+        if inode in besides:
+            continue
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as held:
+            if held.family not in (socket.AF_INET, socket.AF_INET6) or held.type != _STREAM:
+                continue
+            if os.fstat(held.fileno()).st_ino != inode:
+                continue
+            listens = bool(held.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+            remote = 0 if listens else held.getpeername()[1]
+            found.append(Socket(fd, inode, held.getsockname()[1], remote, listens))
     return found
 
 
 def listening_ports(sockets: Iterable[Socket]) -> tuple[int, ...]:
-    return tuple(sorted(s.local_port for s in sockets if s.state == _LISTEN))
+    return tuple(sorted(s.local_port for s in sockets if s.listens))
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,8 @@ class Connections:
     known: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def of(cls, sockets: Iterable[Socket], own: Iterable[int], peers: Iterable[int]) -> Connections:
-        """Those that a peer made to one of our `own` listening ports or that we made to one of the `peers'`."""
-        own, peers = set(own), set(peers)
-        connected = [each for each in sockets if each.state != _LISTEN]
-        ours = [each for each in connected if each.local_port in own or each.remote_port in peers]
-        return cls(tuple((each.fd, each.inode) for each in ours))
+    def of(cls, sockets: Iterable[Socket]) -> Connections:
+        return cls(tuple((each.fd, each.inode) for each in sockets))
 
     def shut_down(self) -> None:
         """Ends every connection in both directions; whoever waits on one gets an error. Never raises; can be repeated."""
