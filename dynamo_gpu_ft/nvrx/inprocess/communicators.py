@@ -14,8 +14,6 @@ from typing import Any, Protocol
 
 from dynamo_gpu_ft.recovery.comm.sockets import Connections, open_inodes, tcp_sockets
 
-_LISTEN = "0A"  # as the kernel writes it
-
 
 class Revocable(Protocol):
     """`recovery.comm.base.Comm`, as far as it is needed."""
@@ -48,10 +46,10 @@ class Communicators:
         made = [
             each
             for each in tcp_sockets(before)
-            if each.state != _LISTEN and not {each.local_port, each.remote_port} & stores
+            if not each.listens and not {each.local_port, each.remote_port} & stores
         ]
         with self._lock:
-            self._connections.append(Connections(tuple((each.fd, each.inode) for each in made)))
+            self._connections.append(Connections.of(made))
 
     def revoke(self) -> int:
         """Frees all of them; how many there were. Returns before the stuck calls have raised. Never raises."""
