@@ -13,8 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import recovery_scenarios
-from recovery_scenarios import Scenarios, main
+from recovery_scenarios import Scenarios, main_with
 
 from dynamo_gpu_ft.sim.nvml import build
 from dynamo_gpu_ft.sim.nvml.control import Control
@@ -105,5 +104,4 @@ class HealthScenarios(Scenarios):
 
 
 if __name__ == "__main__":
-    recovery_scenarios.Scenarios = HealthScenarios  # type: ignore[misc]
-    main()
+    main_with(HealthScenarios)
