@@ -143,7 +143,7 @@ def test_every_native_file_opens_with_a_comment() -> None:
 
 PURITY = """
     import sys, threading, importlib, logging
-    BLOCKED = ("torch", "vllm", "sglang", "cupy", "triton", "pynvml", "prometheus_client", "numpy")
+    BLOCKED = ("torch", "nvidia_resiliency_ext", "yaml", "vllm", "sglang", "cupy", "triton", "pynvml", "prometheus_client", "numpy")
     class Blocker:
         def find_spec(self, name, path=None, target=None):
             if name.split(".")[0] in BLOCKED:

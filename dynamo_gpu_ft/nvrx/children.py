@@ -18,6 +18,8 @@ from typing import Any
 
 from dynamo_gpu_ft.recovery import processes
 
+#: Another than an engine's own tag: engines give their processes that one, whatever it was before.
+VARIABLE = "GPU_FT_LAUNCH_TAG"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -38,7 +40,7 @@ class Child:
 
         self.process = subprocess.Popen(
             list(command),
-            env={**environ, processes.TAG_VARIABLE: tag, "SPT_NOENV": "1"},
+            env={**environ, VARIABLE: tag, "SPT_NOENV": "1"},
             preexec_fn=before_exec,
             start_new_session=True,
             **popen,
@@ -64,7 +66,8 @@ class Child:
                 os.killpg(self.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(max(0.0, give_up - time.monotonic()))
-        left = processes.end_all(self.tag, deadline_s=max(0.1, give_up - time.monotonic()))
+        left_s = max(0.1, give_up - time.monotonic())
+        left = processes.end_all(self.tag, deadline_s=left_s, variable=VARIABLE)
         return [process.pid for process in left]
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 
+from dynamo_gpu_ft.nvrx.children import VARIABLE
 from dynamo_gpu_ft.recovery import processes
 
 END_S = 10.0
@@ -58,7 +59,11 @@ def keep(folder: str) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     tags = [line.strip() for line in sys.stdin]
-    left = [process for tag in tags for process in processes.end_all(tag, deadline_s=END_S)]
+    left = [
+        process
+        for tag in tags
+        for process in processes.end_all(tag, deadline_s=END_S, variable=VARIABLE)
+    ]
     shutil.rmtree(folder, ignore_errors=True)
     return 1 if left else 0
 

@@ -79,9 +79,9 @@ def die_with_parent() -> bool:
     return int(libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)) == 0
 
 
-def find(tag: str) -> list[Process]:
-    """Live processes that carry `tag`, without resource trackers: those clean up shared memory and end by themselves."""
-    wanted = f"{TAG_VARIABLE}={tag}".encode()
+def find(tag: str, variable: str = TAG_VARIABLE) -> list[Process]:
+    """Live processes that carry `tag` in `variable`, without resource trackers: those clean up shared memory and end by themselves."""
+    wanted = f"{variable}={tag}".encode()
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -117,15 +117,15 @@ def shared_segments(found: Iterable[Process], prefixes: tuple[str, ...]) -> set[
     return segments
 
 
-def end_all(tag: str, *, deadline_s: float) -> list[Process]:
-    """SIGKILLs every process with `tag`, and those they start meanwhile, until none is left or the deadline passed.
+def end_all(tag: str, *, deadline_s: float, variable: str = TAG_VARIABLE) -> list[Process]:
+    """SIGKILLs every process with `tag` in `variable`, and those they start meanwhile, until none is left or the deadline passed.
 
     Returns who is still there (an uninterruptible process, normally nobody). Blocks; reaps adopted orphans, but leaves
     multiprocessing's own children to multiprocessing."""
     give_up = time.monotonic() + deadline_s
     owned = {child.pid for child in multiprocessing.active_children()}
     killed: set[int] = set()
-    while (left := find(tag)) and time.monotonic() < give_up:
+    while (left := find(tag, variable)) and time.monotonic() < give_up:
         for process in left:
             _kill_and_wait(process, give_up)
             killed.add(process.pid)

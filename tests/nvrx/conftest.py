@@ -9,7 +9,7 @@ from tests.nvrx.harness import folder_of
 VERSIONS = ("0.4.1", "0.7.0")
 
 
-def _skip_unless_made(version: str) -> str:
+def made_or_skip(version: str) -> str:
     folder = folder_of(version)
     if not (folder / "nvidia_resiliency_ext").is_dir():
         pytest.skip(f"NVRx {version} is not there: make nvrx-env")
@@ -19,4 +19,4 @@ def _skip_unless_made(version: str) -> str:
 @pytest.fixture(params=VERSIONS)
 def nvrx(request: pytest.FixtureRequest) -> str:
     """The folder of one version."""
-    return _skip_unless_made(request.param)
+    return made_or_skip(request.param)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,3 +84,35 @@ def alive(pids: list[int]) -> list[int]:
         except OSError:
             continue
     return left
+
+
+def until(true: Callable[[], bool], what: str, deadline_s: float = 40.0) -> None:
+    give_up = time.monotonic() + deadline_s
+    while not true():
+        assert time.monotonic() < give_up, what
+        time.sleep(0.01)
+
+
+def started(
+    options: Sequence[str], report: Path, faults: str, *, version: str = ""
+) -> subprocess.Popen[bytes]:
+    """A launcher with both plain ranks ready; its own files are in `tmp` beside the report."""
+    folder = report.parent / "tmp"
+    folder.mkdir()
+    launcher = subprocess.Popen(
+        command(options, PLAIN_RANK, report, faults),
+        env=environ(version, TMPDIR=str(folder)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=report.parent,
+    )
+    ready = {(0, 0), (0, 1)}
+    until(
+        lambda: {(a, b) for a, b, word in read(report) if word == "ready"} == ready,
+        "ranks did not start",
+    )
+    return launcher
+
+
+def pids(report: Path) -> list[int]:
+    return Ended(0, "", read(report)).pids()

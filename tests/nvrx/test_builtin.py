@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,21 +20,14 @@ def run(report: Path, faults: str, options: list[str] = LIMITS) -> harness.Ended
     return harness.launch(options, harness.PLAIN_RANK, report, faults)
 
 
-def until(true: Callable[[], bool], what: str, deadline_s: float = 30.0) -> None:
-    give_up = time.monotonic() + deadline_s
-    while not true():
-        assert time.monotonic() < give_up, what
-        time.sleep(0.01)
-
-
 def test_killed_stopped_stuck_and_crashed_ranks_are_each_replaced_and_the_job_ends_well(
     tmp_path: Path,
 ) -> None:
     ended = run(tmp_path / "report", "kill,stop,stuck,crash,fine")
     assert ended.status == 0, ended.said
-    assert ended.who("ready") == {(round_, rank) for round_ in range(5) for rank in range(2)}
-    assert (4, 0) in ended.who("done")
-    assert (4, 1) in ended.who("done")
+    # Rank 0 may be ended, with the round, before it has said anything.
+    assert {(round_, 1) for round_ in range(5)} <= ended.who("ready")
+    assert {(4, 0), (4, 1)} <= ended.who("done")
     assert "rank 1 was ended by SIGKILL" in ended.said
     assert "no sign of process" in ended.said
     assert "section 'step' lasts" in ended.said
@@ -56,7 +48,7 @@ def test_a_rank_that_dies_again_and_again_ends_the_job_with_the_reason(tmp_path:
     last = ended.said.splitlines()[-1]
     assert "given up: 3 deaths within 600 s, more than max_restarts = 2" in last
     assert "rank 1 exited with status 3" in last
-    assert {round_ for round_, _ in ended.who("ready")} == {0, 1, 2}
+    assert {round_ for round_, rank in ended.who("ready") if rank == 1} == {0, 1, 2}
     assert harness.alive(ended.pids()) == []
 
 
@@ -83,46 +75,24 @@ def test_what_a_killed_rank_had_started_goes_with_it_even_from_a_session_of_its_
 ) -> None:
     ended = run(tmp_path / "report", "leak,fine")
     assert ended.status == 0, ended.said
-    assert len(ended.pids()) == 5
+    assert sum(1 for r, rank, w in ended.lines if (r, rank) == (0, 1) and "pid=" in w) == 2
     assert harness.alive(ended.pids()) == []
-
-
-def started(report: Path, faults: str) -> "subprocess.Popen[bytes]":
-    """A launcher with both ranks ready; its own files are in `tmp` beside the report."""
-    folder = report.parent / "tmp"
-    folder.mkdir()
-    launcher = subprocess.Popen(
-        harness.command(LIMITS, harness.PLAIN_RANK, report, faults),
-        env=harness.environ(TMPDIR=str(folder)),
-        stderr=subprocess.DEVNULL,
-        cwd=report.parent,
-    )
-    ready = {(0, 0), (0, 1)}
-    until(
-        lambda: {(a, b) for a, b, word in harness.read(report) if word == "ready"} == ready,
-        "ranks did not start",
-    )
-    return launcher
-
-
-def pids(report: Path) -> list[int]:
-    return [int(w.partition("=")[2]) for _, _, w in harness.read(report) if w.startswith("pid=")]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_the_end_of_the_monitor_is_the_end_of_its_ranks(tmp_path: Path, number: int) -> None:
     report = tmp_path / "report"
-    launcher = started(report, "hold")
+    launcher = harness.started(LIMITS, report, "hold")
     launcher.send_signal(number)
     status = launcher.wait(30)
     assert status == (-number if number == signal.SIGKILL else 128 + number)
-    until(lambda: harness.alive(pids(report)) == [], "ranks outlived their monitor")
-    until(lambda: os.listdir(tmp_path / "tmp") == [], "its folder was left behind")
+    harness.until(lambda: harness.alive(harness.pids(report)) == [], "ranks outlived their monitor")
+    harness.until(lambda: os.listdir(tmp_path / "tmp") == [], "its folder was left behind")
 
 
 def test_a_monitor_that_was_stopped_itself_takes_nobody_for_hung(tmp_path: Path) -> None:
     report = tmp_path / "report"
-    launcher = started(report, "hold")
+    launcher = harness.started(LIMITS, report, "hold")
     try:
         launcher.send_signal(signal.SIGSTOP)
         time.sleep(2.5)  # the fault itself: longer than every limit

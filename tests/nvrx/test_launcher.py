@@ -1,10 +1,13 @@
 """Real ranks under NVRx's real launcher, started by our command line: losses, hangs, and what the ranks ask for."""
 
 import re
+import signal
 from pathlib import Path
 
 import pytest
 
+from dynamo_gpu_ft.nvrx.children import VARIABLE
+from dynamo_gpu_ft.recovery import processes
 from tests.nvrx import harness
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -52,3 +55,17 @@ def test_a_node_that_a_rank_wants_excluded_runs_nothing_again(nvrx: str, tmp_pat
     assert "this GPU has to be reset" in ended.said.splitlines()[-1]
     assert {round_ for round_, _ in ended.who("ready")} == {0}
     assert harness.alive(ended.pids()) == []
+
+
+def test_the_kill_of_our_command_ends_the_launcher_its_monitors_and_the_ranks(
+    nvrx: str, tmp_path: Path
+) -> None:
+    report = tmp_path / "report"
+    command = harness.started([*OPTIONS, *LIMITS], report, "hold", version=nvrx)
+    [folder] = (tmp_path / "tmp").glob("gpu-ft-*")
+    tag = folder.name
+    assert len(processes.find(tag, VARIABLE)) >= 5  # the launcher, two monitors, two ranks
+    command.send_signal(signal.SIGKILL)
+    command.wait(30)
+    harness.until(lambda: processes.find(tag, VARIABLE) == [], "something was left behind")
+    harness.until(lambda: not folder.exists(), "its folder was left behind")
