@@ -242,3 +242,27 @@ def test_a_node_that_is_condemned_is_left_to_the_restart_elsewhere() -> None:
     outcome = world.lose(1)
     assert (outcome.state, outcome.kind) == (State.FAILED, Kind.RESTART)
     assert "GSP timeout" in outcome.reason
+
+
+def test_one_whose_orders_are_refused_because_another_leads_does_not_end_the_others_group() -> None:
+    world = World(3)
+    old, world.coordinator = world.coordinator, world.lead()
+    world.coordinator.take_over(world.events)
+    quiesce = world.group.quiesce
+
+    def overtaken(*args: object) -> None:
+        world.group.quiesce = quiesce  # type: ignore[method-assign]
+        assert world.coordinator.recover({2: "exit"}).state is State.SERVING
+        world.group.quiesce = refuse  # type: ignore[assignment, method-assign]
+        refuse()
+
+    def refuse(*args: object) -> None:
+        raise RuntimeError("an order of an older epoch")
+
+    world.group.quiesce = overtaken  # type: ignore[assignment, method-assign]
+    world.group.kill(2)
+    outcome = old.recover({2: "exit"})
+    assert (outcome.state, outcome.superseded) == (State.FAILED, True)
+    assert "another coordinator leads" in outcome.reason
+    assert not world.group.abandoned
+    assert all(process.running for process in world.group.processes.values())

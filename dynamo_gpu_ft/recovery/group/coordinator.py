@@ -126,7 +126,11 @@ class Coordinator:
         self._move(run, Happening.LOST, ", ".join(f"shard {s}: {w}" for s, w in given.items()))
         self._count(run, given)
         while self.state not in ENDS:
-            self._move(run, *self._happens(run))
+            happening, reason = self._happens(run)
+            if happening in (Happening.HOPELESS, Happening.DEADLINE):
+                # Perhaps nothing works because the members follow another by now: then they are not ours to end.
+                happening, reason = self._overtaken(run) or (happening, reason)
+            self._move(run, happening, reason)
         return self._ended(run)
 
     # ---- the work of each state: returns when it is done, raises what else happened
@@ -226,6 +230,18 @@ class Coordinator:
         if isinstance(key, State) and times > self.policy.attempts:
             return Happening.HOPELESS, f"{state.value} failed {times} times: {reason}"
         return happening if (state, happening) in NEXT else Happening.ERROR, reason
+
+    def _overtaken(self, run: Run) -> tuple[Happening, str] | None:
+        """SUPERSEDED, if the store says that another leads. A store that does not answer says nothing."""
+        try:
+            newest = self._claims.newest(
+                min(self._clock() + LOOK_S, (run.planned_end + run.end) / 2)
+            )
+        except Exception:
+            return None
+        if newest == self.membership or (newest is not None and newest.by == self.token):
+            return None
+        return Happening.SUPERSEDED, _others(newest)
 
     def _look(self, run: Run) -> None:
         """Asks the adapter who is lost; raises `MembersLost` with those not known yet (in SUSPECT they are only noted)."""
