@@ -1,10 +1,12 @@
 """What a monitor is told of a rank: never more than one message a tick, never a section that is over, and what it can conclude from it."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynamo_gpu_ft import native
 from dynamo_gpu_ft.config import Config
 from dynamo_gpu_ft.nvrx import voices, wire
 from dynamo_gpu_ft.nvrx.limits import Limits
@@ -122,3 +124,25 @@ def test_packets_come_back_as_they_went() -> None:
     ):
         assert wire.decode(wire.encode(packet)) == packet
         assert len(wire.encode(packet)) < wire.LONGEST
+
+
+def test_the_real_heartbeat_file_says_where_its_rank_is(tmp_path: Path) -> None:
+    core = native.load()
+    path = str(tmp_path / "x.beats")
+    beat = core.Beat(path, rank=1, ranks=2)
+    now = of_heartbeat(lambda: core.look_at_heartbeats(path), 1)
+    beat.idle()
+    assert now().section == "idle"
+    beat.begin(3)
+    first = now()
+    assert first.section == "step"
+    assert now() == first
+    beat.end()
+    beat.begin(3)
+    assert now().section == "step"
+    assert now() != first
+    beat.end()
+    beat.busy(10.0)
+    assert now().section == "compile"
+    beat.leave()
+    assert now().section == "idle"
