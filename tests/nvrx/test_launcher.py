@@ -1,5 +1,6 @@
 """Real ranks under NVRx's real launcher, started by our command line: losses, hangs, and what the ranks ask for."""
 
+import os
 import re
 import signal
 from pathlib import Path
@@ -55,6 +56,24 @@ def test_a_node_that_a_rank_wants_excluded_runs_nothing_again(nvrx: str, tmp_pat
     assert "this GPU has to be reset" in ended.said.splitlines()[-1]
     assert {round_ for round_, _ in ended.who("ready")} == {0}
     assert harness.alive(ended.pids()) == []
+
+
+def test_the_kill_of_nvrxs_launcher_alone_ends_its_ranks_and_the_job(
+    nvrx: str, tmp_path: Path
+) -> None:
+    command = harness.started([*OPTIONS, *LIMITS], tmp_path / "report", "hold", version=nvrx)
+    [folder] = (tmp_path / "tmp").glob("gpu-ft-*")
+    found = processes.find(folder.name, VARIABLE)
+    [launcher] = [each.pid for each in found if parent(each.pid) == command.pid]
+    os.kill(launcher, signal.SIGKILL)
+    assert command.wait(40) == 1
+    assert processes.find(folder.name, VARIABLE) == []
+    assert not folder.exists()
+
+
+def parent(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("PPid:"))
 
 
 def test_the_kill_of_our_command_ends_the_launcher_its_monitors_and_the_ranks(
