@@ -31,6 +31,10 @@ OURS = (
 WHERE_OFFERED: Mapping[str, Any] = {"skip_section_response": True, "max_no_progress_cycles": 0}
 
 
+#: How often the launcher asks whether a rank has ended; limits are looked at by its monitors, at an interval of their own.
+EXITS_S = 0.2
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """What is to run, as the command line says it.
@@ -67,7 +71,7 @@ def launch(job: Job, limits: Limits, offered: Offered, config_path: str) -> Laun
         "--rdzv-endpoint": job.endpoint,
         "--rdzv-id": job.name,
         "--max-restarts": str(limits.config.max_restarts),
-        "--monitor-interval": f"{limits.check_s:g}",
+        "--monitor-interval": f"{min(EXITS_S, limits.check_s):g}",
     }
     grace = str(max(1, math.ceil(limits.stop_s)))
     wanted = {
