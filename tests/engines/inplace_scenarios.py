@@ -64,6 +64,124 @@ class InPlace(Scenarios):
     async def rank_0(self) -> dict[str, Any]:
         return await self.lose("zero", 0)
 
+    async def frozen(self) -> dict[str, Any]:
+        return await self.lose("frozen", 1, signal.SIGSTOP)
+
+    async def frozen_0(self) -> dict[str, Any]:
+        return await self.lose("frozen", 0, signal.SIGSTOP)
+
+    async def prefill(self) -> dict[str, Any]:
+        """The kill comes before anybody has a token: first prefills are lost in flight."""
+        core, before = self.core_pid(), self.workers()
+        streams = self.open("prefill", range(10, 13))
+        await asyncio.sleep(0)
+        while not any(self.engine._resilient._streams.get(r) for r in self.open_ids()):
+            await asyncio.sleep(0)
+        os.kill(before[1], signal.SIGKILL)
+        await asyncio.gather(*streams.values())
+        return {
+            **self.seen(streams),
+            "core": [core, self.core_pid()],
+            "workers": [before, self.workers()],
+        }
+
+    def open_ids(self) -> list[str]:
+        return [entry.request.request_id for entry in self.engine._resilient._streams]
+
+    async def prefill_again(self) -> dict[str, Any]:
+        streams = self.open("prefill", range(10, 13))
+        await asyncio.gather(*streams.values())
+        return self.seen(streams)
+
+    async def idle(self) -> dict[str, Any]:
+        """Nobody wants a token: the loss is recovered all the same."""
+        core, before = self.core_pid(), self.workers()
+        recovered = self.count("GroupRecovered")
+        os.kill(before[1], signal.SIGKILL)
+        await self.until(lambda: self.count("GroupRecovered") > recovered)
+        return {
+            **await self.undisturbed_as("idle"),
+            "core": [core, self.core_pid()],
+            "workers": [before, self.workers()],
+        }
+
+    async def replacement_killed(self) -> dict[str, Any]:
+        """The replacement of a killed worker is killed too, on its way."""
+        core, before = self.core_pid(), self.workers()
+        streams = self.open("twice", range(3))
+        await self.decoding(streams)
+        os.kill(before[1], signal.SIGKILL)
+        await self.until(
+            lambda: any(getattr(e, "state", "") == "rebuild" for e in self.events[-3:])
+        )
+        while not (new := [p for p in self.children() if p not in before.values()]):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(float(os.environ.get("GFT_DELAY", "4")))
+        os.kill(new[0], signal.SIGKILL)
+        await asyncio.gather(*streams.values())
+        return {
+            **self.seen(streams),
+            "core": [core, self.core_pid()],
+            "workers": [before, self.workers()],
+        }
+
+    async def survivor_killed(self) -> dict[str, Any]:
+        """While one worker is being replaced, the other one is killed."""
+        core, before = self.core_pid(), self.workers()
+        streams = self.open("both", range(3))
+        await self.decoding(streams)
+        os.kill(before[1], signal.SIGKILL)
+        await self.until(
+            lambda: any(getattr(e, "state", "") == "rebuild" for e in self.events[-3:])
+        )
+        os.kill(before[0], signal.SIGKILL)
+        await asyncio.gather(*streams.values())
+        return {
+            **self.seen(streams),
+            "core": [core, self.core_pid()],
+            "workers": [before, self.workers()],
+        }
+
+    def children(self) -> list[int]:
+        core = self.core_pid()
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                tracker = b"resource_tracker" in (entry / "cmdline").read_bytes()
+                if not tracker and parent(int(entry.name)) == core:
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+        return found
+
+    async def standbys_ready(self, count: int) -> None:
+        give_up = time.monotonic() + 120
+        while self.engine._group.status.standbys < count:
+            assert time.monotonic() < give_up, "no standby is ready"
+            await asyncio.sleep(0.05)
+
+    async def standby_1(self) -> dict[str, Any]:
+        await self.standbys_ready(1)
+        return await self.lose("sb", 1)
+
+    async def standbys_both(self) -> dict[str, Any]:
+        await self.standbys_ready(2)
+        return await self.lose("sa", 0)
+
+    async def standby_killed(self) -> dict[str, Any]:
+        """A standby dies while the engine serves: nobody notices, and there is another one later."""
+        await self.standbys_ready(1)
+        victims = [p for p in self.children() if p not in self.workers().values()]
+        streams = self.open("calm", range(3))
+        await self.decoding(streams)
+        for victim in victims:
+            os.kill(victim, signal.SIGKILL)
+        await asyncio.gather(*streams.values())
+        while self.engine._group.status.standbys:
+            await asyncio.sleep(0.05)
+        await self.standbys_ready(1)
+        return {**self.seen(streams), "victims": len(victims)}
+
     async def series(self) -> dict[str, Any]:
         """One kill after another, of either rank, each under streams of its own."""
         count = int(os.environ.get("GFT_KILLS", "3"))

@@ -167,9 +167,12 @@ class ResilientCore:
         self._serving.set()
         self._pump_task = asyncio.create_task(self._pump(engine), name="gpu-ft-pump")
         self._health.serve(self.condemn)
-        self._group.nudge, self._group.name_of = self._nudge, self._streams.name_of
-        self._group.expect = lambda busy: self._health.expect(not busy and len(self._streams) > 0)
-        self._group.begin(asyncio.get_running_loop())
+        self._group.serve(
+            nudge=self._nudge,
+            name_of=self._streams.name_of,
+            give_up=engine.condemn,
+            expect=lambda busy: self._health.expect(not busy and len(self._streams) > 0),
+        )
 
     def condemn(self, reason: str, shards: tuple[int, ...] = ()) -> None:
         """A verdict on the engine that serves: `shards` of it are replaced in place where that is possible, else it is ended and
@@ -181,11 +184,8 @@ class ResilientCore:
             engine.condemn(reason)
             return
         self._nudge()
-        # A recovery in place that has not ended by then will not end well.
-        asyncio.get_running_loop().call_later(
-            self._config.recovery_deadline_s,
-            lambda: engine.condemn(reason) if engine is self._engine and self._group.busy else None,
-        )
+        limit = self._config.recovery_deadline_s  # what has not ended by then will not end well
+        asyncio.get_running_loop().call_later(limit, self._group.late, engine.condemn, reason)
 
     def _nudge(self) -> None:
         """Asks the engine something, so that it looks at its workers though nobody wants a token."""

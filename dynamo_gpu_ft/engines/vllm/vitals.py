@@ -34,20 +34,25 @@ def _around_init(init_device: Callable[[Any], None]) -> Callable[[Any], None]:
     @functools.wraps(init_device)
     def watched(self: Any) -> None:
         init_device(self)
-        try:
-            health = WorkerHealth.start(self)
-        except Exception as error:
-            _log.warning(
-                "NOT WATCHED: GPU, driver and steps of this worker: %s: %s. Its death is noticed, a hang is not",
-                type(error).__name__,
-                error,
-            )
-            return
-        if health is not None:
-            setattr(self, _ATTRIBUTE, health)
-            _wrap_worker(self.worker, health)
+        watch(self)
 
     return watched
+
+
+def watch(wrapper: Any) -> None:
+    """Begins to watch the worker in `wrapper`, which has its device. Never raises."""
+    try:
+        health = WorkerHealth.start(wrapper)
+    except Exception as error:
+        _log.warning(
+            "NOT WATCHED: GPU, driver and steps of this worker: %s: %s. Its death is noticed, a hang is not",
+            type(error).__name__,
+            error,
+        )
+        return
+    if health is not None:
+        setattr(wrapper, _ATTRIBUTE, health)
+        _wrap_worker(wrapper.worker, health)
 
 
 def _around_step(execute_model: Callable[..., Any]) -> Callable[..., Any]:

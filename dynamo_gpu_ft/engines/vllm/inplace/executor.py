@@ -99,10 +99,12 @@ class InPlaceExecutor(MultiprocExecutor):
         while not getattr(self, "shutting_down", False):
             sentinels = {worker.proc.sentinel: worker.proc for worker in self.workers}
             died = wait(list(sentinels), timeout=LOOK_S)
+            if self._armed and self.group is not None:
+                self.group.maintain()
             if not died or getattr(self, "shutting_down", False):
                 continue
             if self._armed:
-                assert self.group is not None
+                assert self.group is not None  # only then it is armed
                 self.group.noticed(sentinels[died[0]])
                 time.sleep(LOOK_S)
                 continue

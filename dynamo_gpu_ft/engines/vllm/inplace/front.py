@@ -15,7 +15,15 @@ from multiprocessing.connection import Connection, Listener
 from typing import Any
 
 from dynamo_gpu_ft.engines.vllm.front_health import FrontHealth
-from dynamo_gpu_ft.engines.vllm.inplace.link import Armed, Condemn, Noticed, Told, address
+from dynamo_gpu_ft.engines.vllm.inplace.link import (
+    Armed,
+    Condemn,
+    Noticed,
+    Suspect,
+    Told,
+    Undecided,
+    address,
+)
 from dynamo_gpu_ft.events import (
     Event,
     EventStream,
@@ -52,6 +60,7 @@ class GroupFront:
         self._early: list[Any] = []
         self._lock = threading.Lock()
         self.nudge: Callable[[], None] = lambda: None
+        self.give_up: Callable[[str], None] = lambda reason: None
         self.name_of: Callable[[str], str] = lambda request_id: request_id
         self.expect: Callable[[bool], None] = lambda recovering: None
         self.status = GroupStatus()
@@ -73,13 +82,26 @@ class GroupFront:
             target=self._serve, args=(listener,), daemon=True, name="gpu-ft-group"
         ).start()
 
-    def begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        """From now on messages are taken in; those that came before are first."""
+    def serve(
+        self,
+        *,
+        nudge: Callable[[], None],
+        name_of: Callable[[str], str],
+        give_up: Callable[[str], None],
+        expect: Callable[[bool], None],
+    ) -> None:
+        """Call on the loop once the engine is ready: messages are taken in from now on, those that came before first."""
+        self.nudge, self.name_of, self.give_up, self.expect = nudge, name_of, give_up, expect
         with self._lock:
-            self._loop = loop
+            self._loop = asyncio.get_running_loop()
             early, self._early = self._early, []
         for message in early:
             self._take(message)
+
+    def late(self, give_up: Callable[[str], None], reason: str) -> None:
+        """Gives the engine up that `give_up` belongs to, if it is this one's and is not recovered by now."""
+        if self.busy and give_up == self.give_up:
+            give_up(reason)
 
     @property
     def busy(self) -> bool:
@@ -91,7 +113,13 @@ class GroupFront:
         """Has these shards of the engine replaced. False when that is not possible: nobody or no device would be left, or nobody
         listens."""
         members = self.status.members
-        if not shards or not set(shards) < set(members):
+        if not shards or not members:
+            return False
+        if (
+            set(shards) == set(members) and len(members) > 1
+        ):  # a collective makes all of them look stuck
+            return self._send(Suspect(reason))
+        if not set(shards) < set(members):
             return False
         choice, environment = health.choose(ranks)
         if choice.missing:
@@ -143,6 +171,8 @@ class GroupFront:
                 self.status.state = "serving"
         elif isinstance(message, Noticed):
             self.nudge()
+        elif isinstance(message, Undecided):
+            self.give_up(message.reason)
         elif isinstance(message, Told):
             self._heard(decode(message.event))
 

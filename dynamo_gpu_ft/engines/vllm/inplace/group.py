@@ -6,17 +6,26 @@ EngineCore's thread waits in `recover` while the coordinator's thread calls the 
 from __future__ import annotations
 
 import logging
-import time
+import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dynamo_gpu_ft.engines.vllm.inplace import inside, scheduler, spawn, undo
-from dynamo_gpu_ft.engines.vllm.inplace.link import Armed, Condemn, Link, Noticed
-from dynamo_gpu_ft.engines.vllm.inplace.orders import Answer, Join, Line, Release
+from dynamo_gpu_ft.engines.vllm.inplace import hang, inside, scheduler, spawn, undo
+from dynamo_gpu_ft.engines.vllm.inplace.gathering import Gathering
+from dynamo_gpu_ft.engines.vllm.inplace.link import (
+    Armed,
+    Condemn,
+    Link,
+    Noticed,
+    Suspect,
+    Undecided,
+)
+from dynamo_gpu_ft.engines.vllm.inplace.orders import Line, Take
+from dynamo_gpu_ft.engines.vllm.inplace.standby import Standbys
 from dynamo_gpu_ft.engines.vllm.inplace.store import OwnStore
 from dynamo_gpu_ft.errors import RecoveryFailed
 from dynamo_gpu_ft.events import EventStream, Journal, log_event
-from dynamo_gpu_ft.recovery.group.base import Deadline, MembersLost, StandbyLost
+from dynamo_gpu_ft.recovery.group.base import Deadline
 from dynamo_gpu_ft.recovery.group.coordinator import Coordinator
 from dynamo_gpu_ft.recovery.group.plan import Kind, Plan, Policy
 from dynamo_gpu_ft.recovery.group.states import State
@@ -24,12 +33,6 @@ from dynamo_gpu_ft.recovery.membership.base import Member, Membership
 from dynamo_gpu_ft.recovery.processes import Process, shared_segments, started_at
 
 _log = logging.getLogger("dynamo_gpu_ft.engines.vllm")
-
-#: How often a step looks at everybody.
-TICK_S = 0.005
-
-#: A survivor that has not paused by then is freed again, from those that have paused meanwhile too.
-AGAIN_S = 0.1
 
 #: vLLM's shared memory of one process: what is left of it after a SIGKILL.
 SEGMENTS = ("psm_", "vllm_dist_")
@@ -43,13 +46,15 @@ class WorkerGroup:
         self._switchboard = executor.switchboard
         self._condemned: dict[int, tuple[int, str]] = {}  # shard -> (pid, why)
         self._undone: undo.Undone | None = None
-        self._replacements: dict[int, spawn.Replacement] = {}
+        self._gathering = Gathering(executor, self.lost)
         self._segments: dict[int, set[Any]] = {}
+        self._standbys = Standbys(executor, layout, kv_cache_configs, executor.config.standbys)
         self.epoch = 0
         config = executor.config
         self._environment: dict[str, str] = {}
         self._told: set[int] = set()
-        self._link = Link(self._sentenced)
+        self._judging = threading.Lock()  # answers on a line are one question's
+        self._link = Link(self._ordered)
         self._events = EventStream()
         if self._link.connected:  # the serving process logs and journals them
             self._events.add(self._link.tell)
@@ -86,8 +91,19 @@ class WorkerGroup:
                 Noticed(next(w.rank for w in self._executor.workers if w.proc is process))
             )
 
-    def _sentenced(self, order: Condemn) -> None:
-        """A verdict: these workers must go, though they live. On the link's thread."""
+    def maintain(self) -> None:
+        """Looks after the standbys; on the watching thread, which lives as long as EngineCore, for they are tied to it."""
+        before = self._standbys.ready()
+        self._standbys.maintain()
+        if self._standbys.ready() != before:
+            self._tell_members()
+
+    def _ordered(self, order: Condemn | Suspect) -> None:
+        """A verdict: these workers must go, though they live; or whoever holds up a step. On the link's thread."""
+        if isinstance(order, Suspect):
+            if self._coordinator.state is State.SERVING and not self.judge_hang(order.reason):
+                self._link.send(Undecided(order.reason))
+            return
         current = {worker.rank: worker.proc.pid for worker in self._executor.workers}
         self._environment = dict(order.environment)
         for shard, pid in order.members.items():
@@ -98,14 +114,23 @@ class WorkerGroup:
         pids = {worker.rank: worker.proc.pid for worker in self._executor.workers}
         self._link.send(Armed(pids, self.standbys()))
 
-    def judge_hang(self, reason: str) -> None:
-        """A step is overdue: condemns whoever holds it up, if that can be told."""
+    def judge_hang(self, reason: str) -> bool:
+        """A step is overdue: condemns whoever holds it up; False if that cannot be told. Blocks for a moment; from any thread."""
+        workers = {
+            w.rank: (w.proc.pid, self._switchboard.line(w.proc.pid)) for w in self._executor.workers
+        }
+        with self._judging:
+            shown = hang.look(workers)
+        found = hang.guilty(shown)
+        _log.warning("%s; %s", reason, hang.describe(shown))
+        for rank, why in found.items():
+            self._condemned.setdefault(rank, (workers[rank][0], f"{reason}: {why}"))
+        return bool(found)
 
     def close(self) -> None:
         """Ends what is not a worker yet. Never raises."""
-        for replacement in self._replacements.values():
-            replacement.end(self._switchboard)
-        self._replacements.clear()
+        self._standbys.close()
+        self._gathering.end_attempt()
         self._link.close()
 
     # -- the adapter ---------------------------------------------------------------------------------------------------
@@ -123,16 +148,16 @@ class WorkerGroup:
         return found
 
     def standbys(self) -> int:
-        return 0
+        return self._standbys.ready()
 
     def quiesce(self, dead: frozenset[int], deadline: Deadline) -> None:
-        for rank in list(self._replacements):
-            self._replacements.pop(rank).end(self._switchboard)
+        gathering = self._gathering
+        gathering.end_attempt()
         self._end(dead, deadline)
-        survivors = self._survivors(dead)
-        self._pause(survivors, dead, deadline)
+        survivors = gathering.survivors(dead)
+        gathering.pause(survivors, dead, deadline)
         for rank in survivors:
-            self._drain(self._executor.response_mqs[rank])
+            gathering.drain(self._executor.response_mqs[rank])
         self._tidy(dead)
         if scheduler.current is None:
             raise RecoveryFailed(
@@ -161,13 +186,18 @@ class WorkerGroup:
         executor = self._executor
         writer = inside.new_writer(executor.world_size, inside.chunk_bytes())
         init_method = inside.new_init_method()
+        gathering, handle = self._gathering, writer.export_handle()
         for rank in plan.lost:
-            self._replacements[rank] = spawn.start(
-                executor, rank, init_method, writer.export_handle(), self._environment
-            )
-        survivors = self._survivors(frozenset(plan.lost))
-        self._meet(survivors, init_method, writer, deadline)
-        self._install(survivors, writer, deadline)
+            found = self._standbys.take(rank) if plan.kind is Kind.SUBSTITUTE else None
+            if found is not None:
+                found.assign(Take(rank, init_method, handle, deadline.left_s, self._cpus(rank)))
+            else:
+                with self._standbys.starting:
+                    found = spawn.start(executor, rank, init_method, handle, self._environment)
+            gathering.replacements[rank] = found
+        survivors = gathering.survivors(frozenset(plan.lost))
+        gathering.meet(survivors, init_method, writer, deadline)
+        gathering.install(survivors, writer, deadline)
         self._restore(plan.lost, survivors, deadline)
         self._note_segments()
         self.epoch = epoch
@@ -211,26 +241,6 @@ class WorkerGroup:
             if not spawn.end_process(worker.proc, worker, self._switchboard, deadline.left_s):
                 raise TimeoutError(f"shard {rank} (pid {worker.proc.pid}) does not end")
 
-    def _pause(self, survivors: dict[int, Line], dead: Iterable[int], deadline: Deadline) -> None:
-        waiting, gone = dict(survivors), set(dead)
-        for line in waiting.values():
-            line.answers()
-            line.send(Release(tuple(sorted(gone))))
-        again = time.monotonic() + AGAIN_S
-        while waiting:
-            self._all_alive(survivors)
-            for rank, line in list(waiting.items()):
-                if any(answer.kind == "paused" for answer in line.answers()):
-                    del waiting[rank]
-                    gone.add(rank)
-            if not deadline.left_s:
-                raise MembersLost(dict.fromkeys(waiting, "did not leave its step"))
-            if waiting and time.monotonic() > again:
-                again = time.monotonic() + AGAIN_S
-                for line in waiting.values():
-                    line.send(Release(tuple(sorted(gone))))
-            time.sleep(TICK_S)
-
     def _tidy(self, dead: Iterable[int]) -> None:
         """Removes the shared memory that only the dead knew of: everybody else has left the old group by now."""
         kept = inside.segments_of(self._executor.rpc_broadcast_mq)
@@ -239,78 +249,7 @@ class WorkerGroup:
                 if path.name not in kept:
                     path.unlink(missing_ok=True)
 
-    def _drain(self, queue: Any) -> None:
-        while True:
-            try:
-                queue.dequeue(timeout=0)
-            except TimeoutError:
-                return
-
     # -- rebuild --------------------------------------------------------------------------------------------------------
-
-    def _meet(
-        self, survivors: dict[int, Line], init_method: str, writer: Any, deadline: Deadline
-    ) -> None:
-        """Brings replacements to the door, then lets everybody into the new group at once."""
-        # What is left after the replacement has come is for weights, KV and requests.
-        while not all(r.at_door for r in self._replacements.values()):
-            self._all_alive(survivors)
-            for replacement in self._replacements.values():
-                replacement.look(self._switchboard, deadline)
-            time.sleep(TICK_S)
-        for line in survivors.values():
-            line.answers()
-            line.send(Join(init_method, writer.export_handle(), deadline.left_s))
-        for replacement in self._replacements.values():
-            replacement.enter()
-        self._await(survivors, "joined", deadline)
-
-    def _await(self, survivors: dict[int, Line], kind: str, deadline: Deadline) -> None:
-        waiting = dict(survivors)
-        while waiting:
-            self._all_alive(survivors)
-            for replacement in self._replacements.values():
-                replacement.look(self._switchboard, deadline)
-            for rank, line in list(waiting.items()):
-                for answer in line.answers():
-                    self._failed_join(rank, answer)
-                    if answer.kind == kind:
-                        del waiting[rank]
-            if not deadline.left_s:
-                raise TimeoutError(f"shards {sorted(waiting)} have not {kind}")
-            time.sleep(TICK_S)
-
-    @staticmethod
-    def _failed_join(rank: int, answer: Answer) -> None:
-        if answer.kind == "failed":
-            raise StandbyLost(f"shard {rank} could not join the new group: {answer.detail}")
-
-    def _install(self, survivors: dict[int, Line], writer: Any, deadline: Deadline) -> None:
-        """Replacements have their weights; everybody reads from the new queue."""
-        executor, ready = self._executor, dict[int, Any]()
-        left = executor.world_size
-        while left or len(ready) < len(self._replacements):
-            self._all_alive(survivors)
-            for rank, replacement in self._replacements.items():
-                replacement.look(self._switchboard, deadline)
-                if rank not in ready and (handle := replacement.ready()) is not None:
-                    ready[rank] = handle
-            left -= left > 0 and inside.has_subscriber(writer, 0)
-            if not deadline.left_s:
-                raise StandbyLost(f"the replacements of {sorted(self._replacements)} are not ready")
-            time.sleep(TICK_S)
-        inside.open_writer(writer)
-        for rank, handle in ready.items():
-            while not inside.reader_is_ready(handle.worker_response_mq, int(TICK_S * 1000)):
-                self._replacements[rank].look(self._switchboard, deadline)
-                if not deadline.left_s:
-                    raise StandbyLost(f"the replacement of shard {rank} does not answer")
-        self._await(survivors, "ready", deadline)
-        for rank, handle in ready.items():
-            executor.workers[rank] = handle
-            executor.response_mqs[rank] = handle.worker_response_mq
-            del self._replacements[rank]
-        executor.rpc_broadcast_mq = writer
 
     def _restore(
         self, lost: tuple[int, ...], survivors: dict[int, Line], deadline: Deadline
@@ -334,21 +273,10 @@ class WorkerGroup:
 
     # -- who is there -----------------------------------------------------------------------------------------------------
 
-    def _survivors(self, dead: frozenset[int]) -> dict[int, Line]:
-        found = {}
-        for worker in self._executor.workers:
-            if worker.rank not in dead:
-                line = self._switchboard.line(worker.proc.pid)
-                if line is None or line.closed:
-                    raise MembersLost({worker.rank: "does not listen to its executor"})
-                found[worker.rank] = line
-        return found
-
-    def _all_alive(self, survivors: Iterable[int]) -> None:
-        lost = self.lost()
-        gone = {rank: lost[rank] for rank in survivors if rank in lost}
-        if gone:
-            raise MembersLost(gone)
+    def _cpus(self, rank: int) -> tuple[int, ...]:
+        """Where the threads of `rank` run; empty where nobody binds them."""
+        lists = getattr(self._executor.omp, "cpu_lists", None) or []
+        return tuple(lists[rank]) if rank < len(lists) else ()
 
     def _members(self) -> tuple[Member, ...]:
         return tuple(

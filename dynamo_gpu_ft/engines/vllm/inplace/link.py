@@ -57,11 +57,25 @@ class Condemn:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-class Link:
-    """`on_condemn` is called on the link's thread."""
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """To EngineCore: no step ends, and it cannot be told from outside who holds it up."""
 
-    def __init__(self, on_condemn: Callable[[Condemn], None]) -> None:
-        self._on_condemn = on_condemn
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Undecided:
+    """From EngineCore, in answer: neither can it be told from inside."""
+
+    reason: str
+
+
+class Link:
+    """`on_order` is called on the link's thread."""
+
+    def __init__(self, on_order: Callable[[Condemn | Suspect], None]) -> None:
+        self._on_order = on_order
         self._connection: Connection | None = None
         self._sending = threading.Lock()
         tag = os.environ.get(processes.TAG_VARIABLE, "")
@@ -107,5 +121,5 @@ class Link:
             except (EOFError, OSError):
                 self._connection = None
                 return
-            if isinstance(order, Condemn):
-                self._on_condemn(order)
+            if isinstance(order, (Condemn, Suspect)):
+                self._on_order(order)

@@ -62,13 +62,26 @@ class Go:
 
 
 @dataclass(frozen=True, slots=True)
+class Take:
+    """To a standby: you are `rank` of the group at `init_method`, and read orders from `queue`. Answer: "at_door". `cpus`: where its
+    threads may run."""
+
+    rank: int
+    init_method: str
+    queue: Any
+    timeout_s: float
+    cpus: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Where:
     """What is your main thread doing? Answer: "where", with its innermost frames."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`kind`: "paused", "joined", "failed" (a Join; with why), "at_door", "where", "ready"."""
+    """`kind`: "paused", "joined", "failed" (a Join; with why), "at_door", "where", "ready", "rehearsed" (a
+    standby: from now on it can take a place)."""
 
     kind: str
     detail: str = ""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import Any
 
-from dynamo_gpu_ft.engines.vllm.inplace.orders import Go, Line, Switchboard
+from dynamo_gpu_ft.engines.vllm.inplace.orders import Go, Line, Switchboard, Take
 from dynamo_gpu_ft.recovery.group.base import Deadline, StandbyLost
 
 
@@ -25,7 +25,9 @@ class Replacement:
     handle: Any
     line: Line | None = None
     at_door: bool = False
+    rehearsed: bool = False
     began: float = field(default_factory=time.monotonic)
+    kept: Any = None  # what must live as long as the process: its lock
 
     @property
     def process(self) -> Any:
@@ -40,11 +42,20 @@ class Replacement:
         if self.line is None:
             self.line = switchboard.line(self.process.pid)
         if self.line is not None:
-            self.at_door |= any(answer.kind == "at_door" for answer in self.line.answers())
+            for answer in self.line.answers():
+                self.at_door |= answer.kind == "at_door"
+                self.rehearsed |= answer.kind == "rehearsed"
         if not self.at_door and not deadline.left_s:
             raise StandbyLost(
                 f"the replacement of shard {self.rank} was not ready to join after {time.monotonic() - self.began:.1f} s"
             )
+
+    def assign(self, take: Take) -> None:
+        """A standby becomes the replacement of a rank."""
+        self.rank = self.handle.rank = take.rank
+        self.began = time.monotonic()
+        if self.line is None or not self.line.send(take):
+            raise StandbyLost(f"the standby for shard {take.rank} (pid {self.process.pid}) is gone")
 
     def enter(self) -> None:
         if self.line is None or not self.line.send(Go()):
@@ -92,6 +103,43 @@ def start(
             is_driver_worker=executor._is_driver_worker(rank),
         )
     return Replacement(rank, handle)
+
+
+def start_standby(executor: Any, rank: int, layout: str, kv_cache_configs: Any) -> Replacement:
+    """A process that rehearses being `rank` and then waits for a place. Its pipes and lock are those of a worker to be."""
+    from vllm.utils.system_utils import get_mp_context
+    from vllm.v1.executor.multiproc_executor import UnreadyWorkerProcHandle
+
+    from dynamo_gpu_ft.engines.vllm.inplace.rehearsal import standby_main
+
+    context = get_mp_context()
+    ready_reader, ready_writer = context.Pipe(duplex=False)
+    death_reader, death_writer = context.Pipe(duplex=False)
+    lock = context.Lock()
+    worker = {
+        "vllm_config": executor.vllm_config,
+        "local_rank": rank,
+        "rank": rank,
+        "distributed_init_method": "",
+        "input_shm_handle": None,
+        "ready_pipe": ready_writer,
+        "death_pipe": death_reader,
+        "shared_worker_lock": lock,
+        "is_driver_worker": executor._is_driver_worker(rank),
+        "inherited_fds": [],
+    }
+    process = context.Process(
+        target=standby_main,
+        args=(layout, kv_cache_configs, worker),
+        name=f"VllmStandby-{rank}",
+        daemon=True,
+    )
+    with executor.omp.configure_omp_envs(rank=rank, local_rank=rank):
+        process.start()
+    ready_writer.close()
+    death_reader.close()
+    handle = UnreadyWorkerProcHandle(process, rank, ready_reader, death_writer)
+    return Replacement(rank, handle, kept=lock)
 
 
 @contextlib.contextmanager

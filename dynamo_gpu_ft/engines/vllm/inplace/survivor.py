@@ -30,9 +30,20 @@ _FRAMES = 12
 class Survivor:
     """Made with the worker. `worker` is vLLM's worker object of this rank."""
 
+    current: Survivor | None = None
+
+    @classmethod
+    def of(cls, worker: Any) -> Survivor:
+        """This process's one; a standby that takes another shard makes another worker, and keeps its line."""
+        if cls.current is None:
+            cls.current = cls(worker)
+        cls.current._worker = worker
+        return cls.current
+
     def __init__(self, worker: Any) -> None:
         self._worker = worker
         self._process: Any = None  # vLLM's WorkerProc, once its loop runs
+        self._first: Any = None  # the queue this rank began with, once it has another
         self._orders: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._paused = threading.Event()
         self._asked = False
@@ -116,6 +127,18 @@ class Survivor:
         if not isinstance(order, orders.Go):
             raise SystemExit(f"rank {self._worker.rank} is not needed any more")
 
+    def wait_for_place(self) -> orders.Take:
+        """A standby that has rehearsed; returns when it is wanted."""
+        self._answer("rehearsed")
+        order = self._orders.get()
+        if not isinstance(order, orders.Take):
+            raise SystemExit("this standby is not needed any more")
+        return order
+
+    def stand_at_door(self) -> None:
+        self._welcome = orders.Welcome(at_door=True)
+        self.wait_at_door()
+
     def busy_loop(self, process: Any) -> None:
         """vLLM's loop over the orders of its queue, with pauses."""
         self._process = process
@@ -170,8 +193,13 @@ class Survivor:
         while not inside.reader_is_ready(reading, _LOOK_MS):
             if not self._orders.empty() or time.monotonic() > give_up:
                 self._leave_groups()
+                inside.retire(reading)
                 return False
-        process.rpc_broadcast_mq = reading
+        former, process.rpc_broadcast_mq = process.rpc_broadcast_mq, reading
+        if self._first is None:
+            self._first = former  # vLLM's watcher of the parent cancels this one at the end
+        else:
+            inside.retire(former)
         self._answer("ready")
         return True
 

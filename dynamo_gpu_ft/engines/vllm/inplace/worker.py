@@ -12,7 +12,7 @@ import torch
 from vllm.config import set_current_vllm_config
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from dynamo_gpu_ft.engines.vllm.inplace import inside, orders, states
+from dynamo_gpu_ft.engines.vllm.inplace import alone, inside, orders, states
 from dynamo_gpu_ft.engines.vllm.inplace.survivor import Survivor
 from dynamo_gpu_ft.kv.blocks import Run
 
@@ -44,7 +44,8 @@ class InPlaceWorker(CPUWorker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.draws = states.Draws()
-        self.survivor = Survivor(self) if os.environ.get(orders.ADDRESS_VARIABLE) else None
+        self._rehearsed = False
+        self.survivor = Survivor.of(self) if os.environ.get(orders.ADDRESS_VARIABLE) else None
 
     def init_device(self) -> None:
         if self.survivor is not None:
@@ -57,6 +58,20 @@ class InPlaceWorker(CPUWorker):
         if self.survivor is not None:
             self.survivor.all_entered()
         super().initialize_from_config(kv_cache_config)
+
+    def rehearse(self, layout: str, kv_cache_config: Any, *, passes: bool) -> None:
+        """A standby's KV cache, outside the arena, and with `passes` one request from prompt to end."""
+        self.set_kv_cache_layout(layout)
+        self.cache_config.num_gpu_blocks = kv_cache_config.num_blocks
+        self.model_runner.initialize_kv_cache(kv_cache_config)
+        self._rehearsed = True
+        if not passes:
+            return
+        for step in alone.rehearsal_steps():
+            if self.model_runner.execute_model(step) is None:
+                self.model_runner.sample_tokens(None)
+        inside.clear_requests(self.model_runner)
+        alone.zero_blocks(self.model_runner)
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         self.draws.before_sampling(self.model_runner)
@@ -81,6 +96,10 @@ class InPlaceWorker(CPUWorker):
         assert self.survivor is not None
         self.survivor.all_entered()
         if self.rank not in ranks:
+            return
+        if self._rehearsed:
+            with set_current_vllm_config(self.vllm_config), inside.without_engine_id_broadcast():
+                alone.connect_kv(self, kv_cache_configs[self.rank])
             return
         self.set_kv_cache_layout(layout)
         with set_current_vllm_config(self.vllm_config), inside.without_engine_id_broadcast():
