@@ -6,6 +6,7 @@
 #                            $(PYTHON) or python3 can import vllm. Nothing is written into that installation.
 #   TORCH_INDEX=auto         where the pinned CPU build of torch comes from: auto (the default indexes, else PyTorch's own CPU
 #                            index), none (the default indexes only) or the URL of an index
+#   FAULT=rank               `make demo` kills one tensor-parallel worker, which is replaced in place
 #   JSON=FILE                also write the result of `make demo` or `make bench` there
 #   NAMES="a b"              which benchmarks
 #   FUZZ_SECONDS=60          how long each target of `make fuzz` runs
@@ -58,7 +59,7 @@ help: ## list the targets
 env: $(VENV)/.project ## make the environment only
 
 demo: $(VENV)/.project ## kill a real engine in mid-decode and watch its open streams go on
-	@$(PY) -m dynamo_gpu_ft demo $(if $(JSON),--json $(JSON))
+	@$(PY) -m dynamo_gpu_ft demo $(if $(FAULT),--fault $(FAULT)) $(if $(JSON),--json $(JSON))
 
 test: lint nvrx-env ## checks and the tests that need no GPU; MARK="not gpu" for the long ones too
 	@$(PY) -m pytest -m "$(MARK)" $(TESTS)

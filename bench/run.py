@@ -35,6 +35,7 @@ QUESTIONS = {
     "vllm_restore": "time to the first token after a restart, KV restored beside prefilled again",
     "restore_blocks": "restoring 10,000 blocks, and real prompts after a restart, beside LMCache and vLLM alone",
     "vllm_recovery": "how long a recovery takes, by phase, and how often bfloat16 streams are identical",
+    "rank_recovery_vllm": "how soon streams go on when one vLLM worker is lost, in place and by a restart, by phase",
     "watch_latency": "how soon a GPU fault is heard: by C++, by asyncio, by the poll, when a call is stuck",
     "watch_idle": "what watching 8 GPUs costs while nothing happens",
     "hang": "how soon a hang is noticed: stopped, endless and missing ranks, and a real frozen engine",

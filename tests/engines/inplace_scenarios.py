@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from recovery_scenarios import Scenarios, main_with
+from recovery_scenarios import MAX_TOKENS, Scenarios, main_with
 
 from dynamo_gpu_ft.events import decode
+from dynamo_gpu_ft.recovery import processes
 
 
 def parent(pid: int) -> int:
@@ -40,10 +41,18 @@ class InPlace(Scenarios):
                     named[rank] = pid
         return named
 
-    async def lose(self, label: str, rank: int, number: int = signal.SIGKILL) -> dict[str, Any]:
+    async def lose(
+        self,
+        label: str,
+        rank: int,
+        number: int = signal.SIGKILL,
+        opened: dict[str, asyncio.Task[None]] | None = None,
+    ) -> dict[str, Any]:
         core, before = self.core_pid(), self.workers()
-        streams = self.open(label, range(3))
+        streams = opened or self.open(label, range(3))
         await self.decoding(streams)
+        victim = processes.Process(before[rank], processes.started_at(before[rank]))
+        segments = processes.shared_segments([victim], ("psm_", "vllm_dist_"))
         os.kill(before[rank], number)
         killed = time.monotonic()
         counts = {n: len(self.tokens[n]) for n in streams}
@@ -54,6 +63,7 @@ class InPlace(Scenarios):
         return {
             **self.seen(streams),
             "gap": gap,
+            "left": sorted(path.name for path in segments if path.exists()),
             "core": [core, self.core_pid()],
             "workers": [before, after],
         }
@@ -160,13 +170,33 @@ class InPlace(Scenarios):
             assert time.monotonic() < give_up, "no standby is ready"
             await asyncio.sleep(0.05)
 
-    async def standby_1(self) -> dict[str, Any]:
+    async def sampled(self) -> dict[str, Any]:
+        """Seeded streams beside a greedy one, undisturbed."""
+        streams = self.open_sampled("plain")
+        await asyncio.gather(*streams.values())
+        return self.seen(streams)
+
+    async def sampled_rank_0(self) -> dict[str, Any]:
+        """The output rank is lost; a standby has rehearsed its shard."""
+        await self.standbys_ready(2)
+        return await self.lose("drawn", 0, opened=self.open_sampled("drawn"))
+
+    def open_sampled(self, label: str) -> dict[str, asyncio.Task[None]]:
+        from vllm import SamplingParams
+
+        greedy, streams = self.params, {}
+        for seed in range(3):
+            if seed:
+                self.params = SamplingParams(
+                    temperature=0.8, seed=seed, max_tokens=MAX_TOKENS, ignore_eos=True
+                )
+            streams |= self.open(label, range(seed, seed + 1))
+        self.params = greedy
+        return streams
+
+    async def standby_rank_1(self) -> dict[str, Any]:
         await self.standbys_ready(1)
         return await self.lose("sb", 1)
-
-    async def standbys_both(self) -> dict[str, Any]:
-        await self.standbys_ready(2)
-        return await self.lose("sa", 0)
 
     async def standby_killed(self) -> dict[str, Any]:
         """A standby dies while the engine serves: nobody notices, and there is another one later."""

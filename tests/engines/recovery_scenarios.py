@@ -74,17 +74,18 @@ class Scenarios:
 
         await asyncio.wait_for(wait(), deadline_s)
 
-    async def stream(self, name: str, seed: int) -> None:
+    async def stream(self, name: str, seed: int, params: Any) -> None:
         self.tokens[name] = []
-        async for output in self.engine.generate(
-            {"prompt_token_ids": prompt(seed)}, self.params, name
-        ):
+        async for output in self.engine.generate({"prompt_token_ids": prompt(seed)}, params, name):
             self.tokens[name] = list(output.outputs[0].token_ids)
             self.finish[name] = output.outputs[0].finish_reason
             self.changed.set()
 
     def open(self, label: str, seeds: range) -> dict[str, asyncio.Task[None]]:
-        return {f"{label}{s}": asyncio.create_task(self.stream(f"{label}{s}", s)) for s in seeds}
+        return {
+            f"{label}{s}": asyncio.create_task(self.stream(f"{label}{s}", s, self.params))
+            for s in seeds
+        }
 
     async def decoding(self, streams: dict[str, asyncio.Task[None]]) -> None:
         await self.until(lambda: all(len(self.tokens.get(n, ())) >= KILL_AT for n in streams))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import struct
 import threading
 from types import SimpleNamespace
@@ -16,11 +18,11 @@ import torch
 from vllm import SamplingParams
 
 from dynamo_gpu_ft.config import Config
-from dynamo_gpu_ft.engines.vllm.inplace import ghost, states, support
-from dynamo_gpu_ft.engines.vllm.inplace.front import GroupFront
+from dynamo_gpu_ft.engines.vllm.inplace import ghost, hang, http, states, support
+from dynamo_gpu_ft.engines.vllm.inplace.front import GroupFront, GroupStatus
 from dynamo_gpu_ft.engines.vllm.inplace.link import Armed, Told
 from dynamo_gpu_ft.engines.vllm.inplace.store import OwnStore
-from dynamo_gpu_ft.engines.vllm.inplace.undo import chains, written_blocks
+from dynamo_gpu_ft.engines.vllm.inplace.undo import Undone, chains, resumed, written_blocks
 from dynamo_gpu_ft.events import EventStream, RequestResumed, StateChanged, encode
 from dynamo_gpu_ft.recovery.membership.base import Membership
 
@@ -248,3 +250,125 @@ def test_nobody_is_replaced_when_nobody_would_be_left_or_nobody_listens() -> Non
     assert not front.replace((), "why", health, 2)
     assert not front.replace((0, 1), "why", health, 2)
     assert not front.replace((1,), "why", health, 2), "there is no line to the engine"
+
+
+def test_the_rank_that_is_stopped_silent_or_elsewhere_holds_the_others_up() -> None:
+    waits = hang.Shown("R", "__call__:/v/cpu_communicator.py:275 < all_reduce:...")
+    busy = hang.Shown("R", "forward:/v/llama.py:10 < execute_model:...")
+    assert list(hang.guilty({0: waits, 1: hang.Shown("T", None)})) == [1]
+    assert list(hang.guilty({0: waits, 1: hang.Shown("S", None)})) == [1]
+    assert "forward" in hang.guilty({0: waits, 1: busy})[1]
+    assert hang.guilty({0: waits, 1: waits}) == {}, "nobody can tell"
+    assert hang.guilty({0: busy, 1: busy}) == {}
+    assert hang.guilty({0: hang.Shown("R", None), 1: hang.Shown("R", None)}) == {}
+
+
+def test_what_a_request_kept_ends_at_the_first_block_that_is_not_there() -> None:
+    undone = Undone(
+        held={"a": [4, 5, 6], "b": []}, requests=[request(None, 9), request(None, 1, "b")]
+    )
+    first, second = resumed(undone, restored={4, 5}, block_size=2, epoch=3)
+    assert (first.tokens_before, first.tokens_restored, first.tokens_recomputed) == (9, 4, 7)
+    assert (second.tokens_restored, second.tokens_recomputed) == (0, 3)
+    assert resumed(None, set(), 2, 3) == []
+
+
+class Core:
+    """What the fault tolerance endpoints ask of the resilient core."""
+
+    def __init__(self) -> None:
+        self.failed: str | None = None
+        self.status = GroupStatus(members={0: 10, 1: 11}, state="serving", epoch=3)
+        self.looked = 0
+
+    def standing(self) -> tuple[GroupStatus, bool, int]:
+        return self.status, True, 2
+
+    def look(self) -> None:
+        self.looked += 1
+
+
+class Client:
+    def __init__(self) -> None:
+        self.engine_core, self.calls = Core(), list[str]()
+
+    async def pause_generation(self, **how: Any) -> None:
+        self.calls.append(f"pause {how['mode']}")
+
+    async def resume_generation(self) -> None:
+        self.calls.append("resume")
+
+
+def ask(
+    client: Client, method: str, path: str, body: bytes = b"", headers: Any = ()
+) -> tuple[int, Any]:
+    sent: list[dict[str, Any]] = []
+
+    async def scenario() -> None:
+        async def inner(scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 418, "headers": []})
+            await send({"type": "http.response.body", "body": b"{}"})
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": body}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        app = SimpleNamespace(state=SimpleNamespace(engine_client=client))
+        scope = {"type": "http", "method": method, "path": path, "headers": headers, "app": app}
+        await http.FaultTolerance(inner)(scope, receive, send)
+        await asyncio.sleep(0)
+
+    asyncio.run(scenario())
+    return sent[0]["status"], json.loads(sent[1]["body"])
+
+
+def test_the_status_says_who_holds_which_shard_and_whether_all_is_well() -> None:
+    client = Client()
+    status, answer = ask(client, "GET", http.STATUS)
+    (engine,) = answer["engines"]
+    assert (status, engine["status"], engine["members"]) == (200, "healthy", {"0": 10, "1": 11})
+    client.engine_core.status.state = "rebuild"
+    assert ask(client, "GET", http.STATUS)[1]["engines"][0]["status"] == "unhealthy"
+    client.engine_core.failed = "three times"
+    (engine,) = ask(client, "GET", http.STATUS)[1]["engines"]
+    assert (engine["status"], engine["reason"]) == ("dead", "three times")
+
+
+def test_pause_and_retry_are_accepted_and_scale_down_is_refused_with_the_way_out() -> None:
+    client = Client()
+    assert ask(client, "POST", http.APPLY, b'{"instruction": "pause"}')[0] == 202
+    assert ask(client, "POST", http.APPLY, b'{"instruction": "retry", "params": {}}')[0] == 202
+    assert client.calls == ["pause keep", "resume"]
+    assert client.engine_core.looked == 1
+    status, answer = ask(client, "POST", http.APPLY, b'{"instruction": "scale_down"}')
+    assert status == 409
+    assert "STANDBYS" in answer["error"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"{}", b'{"instruction": "explode"}', b'{"instruction": "retry", "params": 1}',
+     b'{"instruction": "retry", "x": "' + b"y" * http.LONGEST_BODY + b'"}'],
+)  # fmt: skip
+def test_a_malformed_instruction_is_told_what_is_wrong_and_does_nothing(body: bytes) -> None:
+    client = Client()
+    status, answer = ask(client, "POST", http.APPLY, body)
+    assert status == 400
+    assert answer["error"]
+    assert client.calls == []
+
+
+def test_other_paths_pass_other_methods_do_not_and_a_key_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert ask(Client(), "GET", "/v1/models")[0] == 418
+    assert ask(Client(), "POST", http.STATUS)[0] == 405
+    monkeypatch.setattr(http, "keys", ["secret"])
+    assert ask(Client(), "GET", http.STATUS)[0] == 401
+    wrong = [(b"authorization", b"Bearer other")]
+    assert ask(Client(), "POST", http.APPLY, b'{"instruction": "pause"}', wrong)[0] == 401
+    assert (
+        ask(Client(), "GET", http.STATUS, headers=[(b"authorization", b"Bearer secret")])[0] == 200
+    )

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from dynamo_gpu_ft.cli.demo import machine, report, scenario
+from dynamo_gpu_ft.cli.demo import machine, rank, rank_report, report, scenario
 from dynamo_gpu_ft.cli.demo.progress import Phase
 from dynamo_gpu_ft.cli.demo.prompts import make_prompts
 from dynamo_gpu_ft.cli.demo.scenario import Protected, Scene, Without
@@ -42,7 +42,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="float32 (default) keeps near-ties between tokens from flipping; auto, bfloat16, ...",
     )
-    add("--tp", type=_positive, default=1, help="tensor-parallel size (default 1)")
+    add(
+        "--tp",
+        type=_positive,
+        default=None,
+        help="tensor-parallel size (default 1; with --fault rank 2)",
+    )
+    add(
+        "--fault",
+        choices=("engine", "rank"),
+        default="engine",
+        help="what is hit: the whole engine (default), or one tensor-parallel worker, replaced in place, and then the whole engine",
+    )
+    add(
+        "--standbys",
+        type=int,
+        default=None,
+        help="with --fault rank: warm standby processes (default: one for each rank; 0: a new process takes the place)",
+    )
     add("--streams", type=_positive, default=4, help="open streams (default 4)")
     add("--prompt-tokens", type=_positive, default=512, help="tokens of each prompt (default 512)")
     add("--max-tokens", type=_positive, default=160, help="tokens to generate (default 160)")
@@ -113,7 +130,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _play(args: argparse.Namespace, folder: Path) -> int:
+    one = args.fault == "rank"
+    if args.tp is None:
+        args.tp = 2 if one else 1
     scene, name = _scene(args, folder)
+    if one:
+        return _play_rank(args, scene, name)
     without: Without | None = None
     protected: Protected | None = None
     with scenario.plain_server(scene, "plain.log") as server:
@@ -124,16 +146,30 @@ def _play(args: argparse.Namespace, folder: Path) -> int:
             without = scenario.without_protection(scene, server)
     if not args.without:
         protected = scenario.with_protection(scene)
-    where = report.Where(
+    result = report.judge(scene, _where(name), reference, without, protected)
+    _write(args.json, result, report.render(result))
+    return OK if result["verdict"] == report.PASS else DIFFERENT
+
+
+def _play_rank(args: argparse.Namespace, scene: Scene, name: str) -> int:
+    if args.tp < 2:
+        raise GpuFtError(
+            "there is no other worker to go on with", value=f"--tp {args.tp}", remedy="--tp 2"
+        )
+    standbys = args.tp if args.standbys is None else max(0, args.standbys)
+    result = rank_report.judge(scene, _where(name), rank.play(scene, standbys))
+    _write(args.json, result, rank_report.render(result))
+    return OK if result["verdict"] == report.PASS else DIFFERENT
+
+
+def _where(name: str) -> report.Where:
+    return report.Where(
         engine=machine.engine(),
         model=name,
         machine=machine.machine(),
         date=machine.today(),
         commit=machine.commit(),
     )
-    result = report.judge(scene, where, reference, without, protected)
-    _write(args.json, result, report.render(result))
-    return OK if result["verdict"] == report.PASS else DIFFERENT
 
 
 def _scene(args: argparse.Namespace, folder: Path) -> tuple[Scene, str]:

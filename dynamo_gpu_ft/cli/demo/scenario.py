@@ -141,7 +141,7 @@ def without_protection(scene: Scene, server: Server) -> Without:
     A client that sends again does the best it can: its prompt and everything it had received so far.
     """
     with Phase("SIGKILL of the engine, without protection") as phase:
-        killed = _run_and_kill(scene, server, "b", phase, deadline_s=120)
+        killed = run_and_kill(scene, server, "b", phase, deadline_s=120)
     failed_at = time.monotonic()
     server.kill()
     again = [
@@ -195,7 +195,7 @@ def with_protection(scene: Scene) -> Protected:
             with Phase("starting protected vLLM") as phase:
                 server.wait_ready(phase)
             with Phase(f"{scene.fault.name} of the engine, with protection") as phase:
-                killed = _run_and_kill(scene, server, "c", phase, deadline_s=RUN_DEADLINE_S)
+                killed = run_and_kill(scene, server, "c", phase, deadline_s=RUN_DEADLINE_S)
         return Protected(killed, journal.read(journal_path), arena.in_memory)
 
 
@@ -203,11 +203,17 @@ def _run(server: Server, asks: list[Ask], watch: Callable[[list[Stream]], None])
     return asyncio.run(run_streams(server.url, SERVED_NAME, asks, watch=watch))
 
 
-def _run_and_kill(
-    scene: Scene, server: Server, run: str, phase: Phase, *, deadline_s: float
+def run_and_kill(
+    scene: Scene,
+    server: Server,
+    run: str,
+    phase: Phase,
+    *,
+    deadline_s: float,
+    targets: list[Process] | None = None,
 ) -> Killed:
-    """Opens the streams and kills the engine once each has `kill_at` tokens; returns when every stream has ended."""
-    targets = server.engine()
+    """Opens the streams and kills `targets`, or the engine, once each has `kill_at` tokens; returns when every stream has ended."""
+    targets = targets or server.engine()
     fault = _Fault(scene, server, targets, phase, deadline_s)
     streams = _run(server, scene.asks(run), fault)
     if fault.when is None:

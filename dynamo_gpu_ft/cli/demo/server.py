@@ -108,7 +108,7 @@ class Server:
 
     def engine(self) -> list[Process]:
         """EngineCore and its workers, by their titles, among this server's descendants. Errors: `GpuFtError` if none."""
-        family = self._family()
+        family = self.family()
         found = [process for process in family if process.title().startswith(ENGINE_TITLES)]
         if not found:
             raise GpuFtError(
@@ -132,7 +132,7 @@ class Server:
         assert self._process is not None, "used outside its with block"
         return self._process
 
-    def _family(self) -> list[Process]:
+    def family(self) -> list[Process]:
         """The server's descendants, and those of its dead children, which this process has adopted."""
         mine = processes.descendants(os.getpid())
         return [
@@ -144,7 +144,7 @@ class Server:
     def stop(self) -> None:
         """SIGTERM, a while to end in order, then SIGKILL for whatever is left. Can be repeated."""
         child = self._child()
-        self._shared |= processes.shared_files(self._family())
+        self._shared |= processes.shared_files(self.family())
         if child.poll() is None:
             child.terminate()
             try:
@@ -156,16 +156,16 @@ class Server:
     def kill(self) -> None:
         """SIGKILL for the server and everything it started, at once."""
         child = self._child()
-        family = self._family()
+        family = self.family()
         self._shared |= processes.shared_files(family)
         child.kill()
         child.wait()
         # NOTE: Python's resource trackers remove the shared memory of the others once those are gone, and end by
         # themselves then: killed along, they would leave it in /dev/shm.
         processes.end_all(process for process in family if TRACKER not in process.title())
-        processes.wait_gone(self._family(), deadline_s=TRACKERS_DEADLINE_S)
+        processes.wait_gone(self.family(), deadline_s=TRACKERS_DEADLINE_S)
         # Whatever is still there, and what was started between the look and the kill.
-        left = processes.end_all(self._family())
+        left = processes.end_all(self.family())
         # NOTE: the shared memory between vLLM's ranks is known to no tracker; without this it would stay until a reboot.
         for path in self._shared:
             path.unlink(missing_ok=True)

@@ -19,9 +19,15 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from dynamo_gpu_ft.config import Config
 from dynamo_gpu_ft.engines.vllm.front_health import FrontHealth
-from dynamo_gpu_ft.engines.vllm.inplace.front import GroupFront
+from dynamo_gpu_ft.engines.vllm.inplace.front import GroupFront, GroupStatus
 from dynamo_gpu_ft.engines.vllm.launch import Engine, Launcher, new_tag
-from dynamo_gpu_ft.engines.vllm.requests import OpenRequest, continuation, rest_of, why_not
+from dynamo_gpu_ft.engines.vllm.requests import (
+    OpenRequest,
+    continuation,
+    rest_of,
+    resumed_event,
+    why_not,
+)
 from dynamo_gpu_ft.engines.vllm.shelter import Shelter
 from dynamo_gpu_ft.engines.vllm.streams import Streams
 from dynamo_gpu_ft.events import (
@@ -30,13 +36,11 @@ from dynamo_gpu_ft.events import (
     EventStream,
     Recovered,
     RecoveryFailedEvent,
-    RequestResumed,
     StepDone,
 )
 from dynamo_gpu_ft.recovery import processes
 from dynamo_gpu_ft.recovery.executor import run_step
 from dynamo_gpu_ft.recovery.plan import GiveUp, after_death
-from dynamo_gpu_ft.recovery.requests import split
 
 _log = logging.getLogger("dynamo_gpu_ft.engines.vllm")
 
@@ -168,7 +172,7 @@ class ResilientCore:
         self._pump_task = asyncio.create_task(self._pump(engine), name="gpu-ft-pump")
         self._health.serve(self.condemn)
         self._group.serve(
-            nudge=self._nudge,
+            nudge=self.look,
             name_of=self._streams.name_of,
             give_up=engine.condemn,
             expect=lambda busy: self._health.expect(not busy and len(self._streams) > 0),
@@ -183,15 +187,19 @@ class ResilientCore:
         if not self._group.replace(shards, reason, self._health, self._launcher.ranks):
             engine.condemn(reason)
             return
-        self._nudge()
+        self.look()
         limit = self._config.recovery_deadline_s  # what has not ended by then will not end well
         asyncio.get_running_loop().call_later(limit, self._group.late, engine.condemn, reason)
 
-    def _nudge(self) -> None:
+    def look(self) -> None:
         """Asks the engine something, so that it looks at its workers though nobody wants a token."""
         if self._serving.is_set():
             call = asyncio.ensure_future(self._call("collective_rpc_async", "check_health"))
             call.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def standing(self) -> tuple[GroupStatus, bool, int]:
+        """The group of ranks, whether an engine serves, and how many requests are open."""
+        return self._group.status, self._serving.is_set(), len(self._streams)
 
     async def _pump(self, engine: Engine) -> None:
         """Moves outputs of one engine through the ledger; its end is the engine's death."""
@@ -214,22 +222,8 @@ class ResilientCore:
             entry = self._streams.accept(output)
             if entry is not None and entry.resumed:
                 entry.resumed = False
-                self._report_resumed(entry, had, output)
+                self._events.emit(resumed_event(entry, had, output, self._epoch))
         return outputs
-
-    def _report_resumed(self, entry: OpenRequest, had: int, output: EngineCoreOutput) -> None:
-        stats = output.prefill_stats
-        cached = stats.num_cached_tokens if stats is not None else 0
-        parts = split(len(entry.request.prompt_token_ids or ()) + had, cached)
-        self._events.emit(
-            RequestResumed(
-                epoch=self._epoch,
-                request_id=entry.name,
-                tokens_before=had,
-                tokens_restored=parts.restored,
-                tokens_recomputed=parts.recomputed,
-            )
-        )
 
     def _lost(self, engine: Engine, reason: str) -> None:
         if engine is not self._engine or self.failed is not None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from dynamo_gpu_ft.recovery.requests import Remainder, remainder
+from dynamo_gpu_ft.events import RequestResumed
+from dynamo_gpu_ft.recovery.requests import Remainder, remainder, split
 
 
 @dataclass(slots=True)
@@ -80,3 +81,17 @@ def why_not(request: Any) -> str | None:
     if params.frequency_penalty or params.presence_penalty:
         return "penalties over generated tokens cannot be resumed yet"
     return None
+
+
+def resumed_event(entry: OpenRequest, had: int, output: Any, epoch: int) -> RequestResumed:
+    """From the first output of a request that was sent again with `had` tokens."""
+    stats = output.prefill_stats
+    cached = stats.num_cached_tokens if stats is not None else 0
+    parts = split(len(entry.request.prompt_token_ids or ()) + had, cached)
+    return RequestResumed(
+        epoch=epoch,
+        request_id=entry.name,
+        tokens_before=had,
+        tokens_restored=parts.restored,
+        tokens_recomputed=parts.recomputed,
+    )

@@ -7,11 +7,13 @@ part could not start.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from typing import Any
 
 from dynamo_gpu_ft.engines.vllm import compat, settings
+from dynamo_gpu_ft.engines.vllm.inplace import http
 from dynamo_gpu_ft.errors import ConfigError, GpuFtError
 from dynamo_gpu_ft.recovery import processes
 
@@ -43,6 +45,8 @@ def parse(argv: list[str]) -> Any:
         args.model = args.model_tag
     validate(args)
     _refuse_unsupported(args)
+    args.middleware = [*(getattr(args, "middleware", None) or []), http.MIDDLEWARE]
+    http.keys[:] = [key for key in (args.api_key or [os.environ.get("VLLM_API_KEY")]) if key]
     return args
 
 

@@ -100,7 +100,10 @@ class InPlaceExecutor(MultiprocExecutor):
             sentinels = {worker.proc.sentinel: worker.proc for worker in self.workers}
             died = wait(list(sentinels), timeout=LOOK_S)
             if self._armed and self.group is not None:
-                self.group.maintain()
+                try:
+                    self.group.maintain()
+                except Exception:  # NOTE: this thread's end would be that of every standby, and of those that took a place
+                    _log.exception("looking after the standbys")
             if not died or getattr(self, "shutting_down", False):
                 continue
             if self._armed:
@@ -167,11 +170,18 @@ class InPlaceExecutor(MultiprocExecutor):
         return result
 
     def shutdown(self) -> None:
+        self._armed = False
         if self.group is not None:
             self.group.close()
-        super().shutdown()
         if not self.not_in_place:
+            # NOTE: vLLM's watcher of its parent knows the queue that a worker began with; a survivor has another one since.
+            for worker in getattr(self, "workers", None) or ():
+                if worker.death_writer is not None:
+                    worker.death_writer.close()
+                    worker.death_writer = None
+            time.sleep(LOOK_S)
             self.switchboard.close()
+        super().shutdown()
 
 
 class _Call:

@@ -46,9 +46,13 @@ class WorkerGroup:
         self._switchboard = executor.switchboard
         self._condemned: dict[int, tuple[int, str]] = {}  # shard -> (pid, why)
         self._undone: undo.Undone | None = None
+        self._restored: set[int] = set()  # blocks that are whole on every rank
+        self._weights: dict[int, str] = {}  # rank -> digest
+        self._filled: tuple[int, ...] = ()
         self._gathering = Gathering(executor, self.lost)
         self._segments: dict[int, set[Any]] = {}
         self._standbys = Standbys(executor, layout, kv_cache_configs, executor.config.standbys)
+        self._block_size = 0
         self.epoch = 0
         config = executor.config
         self._environment: dict[str, str] = {}
@@ -74,6 +78,12 @@ class WorkerGroup:
     def found(self) -> None:
         """The first epoch: the workers that have just started."""
         self.epoch = self._coordinator.found(self._members()).epoch
+        everybody = (
+            "recovery_weights",
+            (None,),
+            Deadline.after(self._executor.config.step_deadline_s),
+        )
+        self._weights = dict(enumerate(self._executor.order(*everybody)))
         self._note_segments()
         self._tell_members()
 
@@ -87,9 +97,9 @@ class WorkerGroup:
         """A worker has ended; on the watching thread."""
         if process.pid not in self._told:
             self._told.add(process.pid)
-            self._link.send(
-                Noticed(next(w.rank for w in self._executor.workers if w.proc is process))
-            )
+            for worker in self._executor.workers:
+                if worker.proc is process:
+                    self._link.send(Noticed(worker.rank))
 
     def maintain(self) -> None:
         """Looks after the standbys; on the watching thread, which lives as long as EngineCore, for they are tied to it."""
@@ -101,7 +111,7 @@ class WorkerGroup:
     def _ordered(self, order: Condemn | Suspect) -> None:
         """A verdict: these workers must go, though they live; or whoever holds up a step. On the link's thread."""
         if isinstance(order, Suspect):
-            if self._coordinator.state is State.SERVING and not self.judge_hang(order.reason):
+            if not self.judge_hang(order.reason):
                 self._link.send(Undecided(order.reason))
             return
         current = {worker.rank: worker.proc.pid for worker in self._executor.workers}
@@ -120,6 +130,8 @@ class WorkerGroup:
             w.rank: (w.proc.pid, self._switchboard.line(w.proc.pid)) for w in self._executor.workers
         }
         with self._judging:
+            if self._coordinator.state is not State.SERVING:
+                return True  # somebody is lost already: what can be told is being told
             shown = hang.look(workers)
         found = hang.guilty(shown)
         _log.warning("%s; %s", reason, hang.describe(shown))
@@ -151,6 +163,8 @@ class WorkerGroup:
         return self._standbys.ready()
 
     def quiesce(self, dead: frozenset[int], deadline: Deadline) -> None:
+        with self._judging:
+            pass  # whoever asks the workers something has his answers
         gathering = self._gathering
         gathering.end_attempt()
         self._end(dead, deadline)
@@ -167,8 +181,9 @@ class WorkerGroup:
                 remedy="leave --scheduler-cls out",
             )
         found = undo.undo(scheduler.current)
+        self._block_size = int(scheduler.current.block_size)
         if self._undone is not None:  # a second loss: what the first one took back counts still
-            found.refill = self._undone.refill
+            found.refill, found.held = self._undone.refill, self._undone.held
             found.unwritten |= self._undone.unwritten
         self._undone = found
 
@@ -198,14 +213,25 @@ class WorkerGroup:
         survivors = gathering.survivors(frozenset(plan.lost))
         gathering.meet(survivors, init_method, writer, deadline)
         gathering.install(survivors, writer, deadline)
+        self._filled = plan.lost
         self._restore(plan.lost, survivors, deadline)
         self._note_segments()
         self.epoch = epoch
         return self._members()
 
     def validate(self, membership: Membership, deadline: Deadline) -> None:
-        """One collective through all ranks, with a known result."""
+        """The weights of every new rank are what its shard began with, and a collective through all ranks has the known result."""
         ranks = self._executor.world_size
+        found = self._executor.order("recovery_weights", (self._filled,), deadline)
+        wrong = [rank for rank in self._filled if found[rank] != self._weights[rank]]
+        if wrong:
+            raise RecoveryFailed(
+                "a replacement has other weights than its shard began with",
+                where=f"shards {wrong}",
+                value=[found[rank] for rank in wrong],
+                rule=f"digests {[self._weights[rank] for rank in wrong]}",
+                remedy="look whether the model's files have changed; the whole engine is restarted",
+            )
         sums = self._executor.order("recovery_all_reduce", (), deadline)
         expected = 64.0 * ranks * (ranks + 1) / 2
         if any(found != expected for found in sums):
@@ -218,8 +244,10 @@ class WorkerGroup:
             )
 
     def commit(self, membership: Membership, deadline: Deadline) -> None:
-        self._undone = None
         self.epoch = membership.epoch
+        undone, self._undone = self._undone, None
+        for resumed in undo.resumed(undone, self._restored, self._block_size, self.epoch):
+            self._events.emit(resumed)
         self._tell_members()
 
     def abandon(self, reason: str) -> None:
@@ -265,6 +293,7 @@ class WorkerGroup:
             restored = set.intersection(*(set(found[rank]) for rank in lost)) if lost else set()
         if lost:
             undo.withdraw(stands, undo.cached_blocks(stands) - restored)
+        self._restored = restored
         undo.withdraw(stands, undone.unwritten)
         keeper = min(survivors, default=0)
         random = order("recovery_random", (), deadline)[keeper]

@@ -33,6 +33,16 @@ def shared_memory_group() -> tuple[str, int] | None:
     return (str(name), int(group.world_size)) if name is not None else None
 
 
+def without_shared_memory(rank: int) -> None:
+    """Groups made from now on use torch's communicator: vLLM takes shared memory only where all ranks agree on its name."""
+    from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
+
+    stock = _CPUSHMDistributed.make_group_name
+    _CPUSHMDistributed.make_group_name = staticmethod(
+        lambda communicator: f"{stock(communicator)}-of-{rank}"
+    )
+
+
 def leave_groups() -> None:
     """Destroys every communicator of this process. Blocks for a moment with a peer that is gone."""
     from vllm.distributed import parallel_state
@@ -128,6 +138,24 @@ def retire(queue: Any) -> None:
 
 def open_writer(writer: Any) -> None:
     writer.local_socket.send(b"READY")
+
+
+# -- weights ------------------------------------------------------------------------------------------------------------
+
+
+def weights_digest(model: Any) -> str:
+    """Over names, types, shapes and bytes of every parameter, in the order of their names."""
+    import torch
+
+    from dynamo_gpu_ft import native
+
+    core = native.load()
+    parts = bytearray()
+    for name, tensor in sorted(model.named_parameters()):
+        plain = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        parts += f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode()
+        parts += core.digest(memoryview(plain))
+    return core.digest(bytes(parts)).hex()
 
 
 # -- the model runner (V1) -----------------------------------------------------------------------------------------------

@@ -94,6 +94,7 @@ class Line:
         self.rank, self.pid = hello.rank, hello.pid
         self.connection = connection
         self.closed = False
+        self._reading = threading.Lock()
 
     def send(self, order: Any) -> bool:
         """False when the worker is gone."""
@@ -107,11 +108,12 @@ class Line:
     def answers(self) -> list[Answer]:
         """What has arrived. Never blocks."""
         found = []
-        try:
-            while self.connection.poll():
-                found.append(self.connection.recv())
-        except (EOFError, OSError):
-            self.closed = True
+        with self._reading:
+            try:
+                while self.connection.poll():
+                    found.append(self.connection.recv())
+            except (EOFError, OSError):
+                self.closed = True
         return found
 
     def close(self) -> None:

@@ -14,16 +14,19 @@ from typing import Any
 from dynamo_gpu_ft.engines.vllm import compat
 from dynamo_gpu_ft.engines.vllm.inplace import inside
 from dynamo_gpu_ft.engines.vllm.inplace.states import RequestState
+from dynamo_gpu_ft.events import RequestResumed
 from dynamo_gpu_ft.kv.blocks import Run, make_run
 
 
 @dataclass(slots=True)
 class Undone:
     """`refill`: runs of whole blocks that survivors hold and the lost shard must get back, chains from their beginning.
-    `unwritten`: blocks that have a name in the prefix cache and were never filled. `requests`: what every rank must know."""
+    `unwritten`: blocks that have a name in the prefix cache and were never filled. `held`: the whole blocks of each request that
+    ran, in order. `requests`: what every rank must know."""
 
     refill: list[Run] = field(default_factory=list)
     unwritten: set[int] = field(default_factory=set)
+    held: dict[str, list[int]] = field(default_factory=dict)
     requests: list[RequestState] = field(default_factory=list)
 
 
@@ -77,7 +80,29 @@ def undo(scheduler: Any) -> Undone:
         for request in scheduler.requests.values()
         if request.num_preemptions and not request.is_finished()
     ]
-    return Undone(runs, unwritten, requests)
+    held = {request_id: ids[:whole] for request_id, ids, _, whole in rows}
+    return Undone(runs, unwritten, held, requests)
+
+
+def resumed(
+    undone: Undone | None, restored: set[int], block_size: int, epoch: int
+) -> list[RequestResumed]:
+    """What each request that ran has kept or got back; a tail in the arena may give more. Pure."""
+    events = []
+    for request in undone.requests if undone is not None else ():
+        blocks = undone.held.get(request.request_id, []) if undone is not None else []
+        whole = next((i for i, block in enumerate(blocks) if block not in restored), len(blocks))
+        tokens = len(request.prompt_token_ids or ()) + len(request.output_token_ids)
+        events.append(
+            RequestResumed(
+                epoch=epoch,
+                request_id=request.request_id,
+                tokens_before=len(request.output_token_ids),
+                tokens_restored=whole * block_size,
+                tokens_recomputed=tokens - whole * block_size,
+            )
+        )
+    return events
 
 
 def cached_blocks(scheduler: Any) -> set[int]:

@@ -5,6 +5,7 @@ Named in the configuration by the executor. What it adds is called through vLLM'
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -12,9 +13,11 @@ import torch
 from vllm.config import set_current_vllm_config
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from dynamo_gpu_ft.engines.vllm.inplace import alone, inside, orders, states
+from dynamo_gpu_ft.engines.vllm.inplace import alone, ghost, inside, orders, states
 from dynamo_gpu_ft.engines.vllm.inplace.survivor import Survivor
 from dynamo_gpu_ft.kv.blocks import Run
+
+_log = logging.getLogger("dynamo_gpu_ft.engines.vllm")
 
 
 def _install() -> None:
@@ -48,6 +51,14 @@ class InPlaceWorker(CPUWorker):
         self.survivor = Survivor.of(self) if os.environ.get(orders.ADDRESS_VARIABLE) else None
 
     def init_device(self) -> None:
+        why = ghost.self_test(torch.ops._C, torch.get_num_threads())
+        if why:
+            _log.warning(
+                "collectives of rank %d go over gloo, which is slower: those in shared memory could not be freed: %s",
+                self.rank,
+                why,
+            )
+            inside.without_shared_memory(self.rank)
         if self.survivor is not None:
             self.survivor.wait_at_door()
         super().init_device()
@@ -111,6 +122,12 @@ class InPlaceWorker(CPUWorker):
 
         ones = torch.full((64,), float(self.rank + 1))
         return float(tensor_model_parallel_all_reduce(ones).sum())
+
+    def recovery_weights(self, ranks: tuple[int, ...] | None) -> str:
+        """Digest of this rank's weights as they are in memory; "" on ranks that are not asked (None: all are)."""
+        if ranks is not None and self.rank not in ranks:
+            return ""
+        return inside.weights_digest(self.get_model())
 
     def recovery_random(self) -> states.RandomState:
         """This rank's random state, from which every rank goes on."""
