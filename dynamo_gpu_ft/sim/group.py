@@ -80,6 +80,9 @@ class SimGroup:
         self.used_epochs = {1}
         self.store = MemoryStore(self._store_called)
         self._known: set[int] = set()
+        self._ended: set[int] = (
+            set()
+        )  # by us, and not replaced yet: still reported as lost, as a real adapter may do
         self._down_until = -1.0
         self._noted: list[str] = []
         self._reply_lost = False
@@ -116,6 +119,7 @@ class SimGroup:
         self._at("before")
         self._raise_noted()
         gone = {shard: "exit" for shard, process in self.processes.items() if not process.alive}
+        gone |= dict.fromkeys(self._ended, "exit")
         return gone | dict.fromkeys(self._known & self.processes.keys(), "hung")
 
     def standbys(self) -> int:
@@ -127,6 +131,7 @@ class SimGroup:
         for shard in dead & self.processes.keys():
             del self.processes[shard]
             self._known.discard(shard)
+            self._ended.add(shard)
         for process in self.processes.values():
             process.running = False
         self._step(deadline)
@@ -145,6 +150,7 @@ class SimGroup:
         for process in self.processes.values():
             process.epoch = epoch
         self._expect(tuple(sorted(self.processes)) == plan.ranks, "ranks are not as planned")
+        self._ended.clear()
         return self.members()
 
     def validate(self, membership: Membership, deadline: Deadline) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
+from dynamo_gpu_ft.errors import StoreUnavailable
 from dynamo_gpu_ft.events import GroupRecovered
 from dynamo_gpu_ft.recovery.group.plan import NODE, Kind, Policy
 from dynamo_gpu_ft.recovery.group.states import State
@@ -266,3 +267,36 @@ def test_one_whose_orders_are_refused_because_another_leads_does_not_end_the_oth
     assert "another coordinator leads" in outcome.reason
     assert not world.group.abandoned
     assert all(process.running for process in world.group.processes.values())
+
+
+def test_a_replacement_that_dies_before_it_serves_counts_as_a_death_of_its_shard() -> None:
+    world = World(2, [Fault("validate.before", "death", 1), Fault("commit.before", "death", 1)])
+    outcome = world.lose(1)
+    assert (outcome.state, outcome.kind) == (State.FAILED, Kind.FAIL)
+    assert world.died() == {1: 3}
+
+
+def test_what_was_published_is_not_replaced_again_when_only_the_last_step_fails() -> None:
+    world = World(3, [Fault("commit.in", "exception")])
+    assert world.lose(1).state is State.SERVING
+    assert world.group.spare == 1, "one standby took one place"
+    assert world.died() == {1: 1}
+
+
+def test_a_publication_that_seemed_to_fail_is_built_upon_when_another_plan_follows() -> None:
+    world = World(3)
+    group, real = world.group, world.group.store.on_call
+
+    def lost_and_down(name: str, moment: str) -> None:
+        real(name, moment)
+        if (name, moment, world.coordinator.state) == ("publish", "after", State.COMMIT):
+            group.store.on_call = real
+            group._down_until = group.now + POLICY.step_s + 1  # longer than one try in COMMIT
+            group.kill(2)  # and by the time it answers, another plan is due
+            raise StoreUnavailable("the reply is lost")
+
+    group.store.on_call = lost_and_down
+    assert world.lose(1).state is State.SERVING
+    assert world.died() == {1: 1, 2: 1}
+    # 1 founded; 2 claimed, 3 published, nobody knew; 4 claimed upon it, 5 published
+    assert [m.settled for m in group.store.history] == [True, False, True, False, True]
