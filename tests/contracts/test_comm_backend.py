@@ -154,6 +154,18 @@ def test_a_rank_that_never_comes_is_a_timeout_and_later_calls_say_that_it_was_br
     assert seconds < REVOKE_S
 
 
+def test_a_revoke_frees_the_call_also_where_the_library_loses_the_error(start: Start) -> None:
+    ranks = start(3)
+    for epoch in range(1, 60, 2):
+        assert ranks.make(epoch) == [None] * 3
+        loop_inside(ranks, [0, 1, 2])
+        for index in range(3):
+            ranks.tell(index, "revoke")
+        for index in range(3):
+            assert isinstance(ranks.hear(index, 5.0)[0], CommError)
+        assert ranks.all("abort") == [None] * 3
+
+
 def test_making_one_ends_at_its_deadline_or_when_it_is_given_up(start: Start) -> None:
     ranks = start(1)
     ranks.tell(0, "make", 1, 0, 2, 0.3)

@@ -19,7 +19,8 @@ _TIMEOUTS = ("timed out", "timeout")
 _TAG = 7
 SLICE_S = 0.02
 """How long a call waits before it looks whether it was revoked. NOTE: gloo (torch 2.13) sometimes loses the error of a connection that
-is shut down while data is on its way, and its own thread then waits until its timeout; the caller must not wait with it."""
+is shut down while data is on its way (a few in a hundred when all ranks revoke at once), and its own thread then waits until its timeout; the
+caller leaves it there, with the threads and the memory of that group, and goes on."""
 
 
 class GroupComm:

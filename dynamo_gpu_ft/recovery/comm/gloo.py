@@ -1,4 +1,4 @@
-"""`GlooBackend`: raw gloo groups, one for each epoch, in which a stuck call is freed in about a millisecond.
+"""`GlooBackend`: raw gloo groups, one for each epoch, in which a stuck call is freed in a millisecond or two, 40 at most.
 
 For the ranks of engines on CPUs and for the control of those on GPUs. Everything is a rebuild (a few milliseconds on one machine).
 """
