@@ -79,6 +79,7 @@ def test_survivors_keep_process_shard_and_weights_and_a_spare_takes_the_lost_sha
     assert by[2, 0].pid not in {by[0, 0].pid, by[0, 1].pid}
 
 
+@pytest.mark.long
 def test_a_rank_with_a_verdict_against_its_gpu_ends_and_the_spare_goes_on(
     nvrx: str, tmp_path: Path
 ) -> None:

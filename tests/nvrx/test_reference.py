@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 SCRIPT = Path(reference_rank.__file__)
 
 
-@pytest.mark.parametrize("backend", ["builtin", "0.4.1"])
+@pytest.mark.parametrize("backend", ["builtin", pytest.param("0.4.1", marks=pytest.mark.long)])
 def test_an_engine_mends_a_rank_in_place_and_its_launcher_mends_the_engine(
     backend: str, tmp_path: Path
 ) -> None:
