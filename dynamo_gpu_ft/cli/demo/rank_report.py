@@ -23,7 +23,6 @@ from dynamo_gpu_ft.events import (
 
 WORDS = {
     "quiesce": "the other worker has left its step and waits",
-    "publish": "the epoch without the lost worker is published",
     "rebuild": "its place is taken: weights, group, KV from the arena, requests",
     "validate": "weights compared by digest, one collective through all workers",
     "commit": "requests run again",
