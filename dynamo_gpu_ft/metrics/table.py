@@ -47,6 +47,7 @@ Gauge = Literal[
     "health_open_incidents",
     "group_state",
     "group_epoch",
+    "group_standbys",
 ]
 Histogram = Literal["recovery_duration_seconds"]
 
@@ -230,6 +231,13 @@ TABLE: tuple[Metric, ...] = (
         "Newest epoch of the group of ranks",
         "",
         ("front", "scheduler"),
+    ),
+    Metric(
+        "group_standbys",
+        "gauge",
+        "Warm standby processes that could take a lost rank's place now",
+        "processes",
+        ("front",),
     ),
     Metric("open_requests", "gauge", "Requests with an open stream", "requests", ("front",)),
     Metric("protected", "gauge", "1 while protection is on, 0 once it had to give up", "", _ALL),

@@ -22,7 +22,7 @@ from dynamo_gpu_ft.engines.vllm.inplace import ghost, hang, http, states, suppor
 from dynamo_gpu_ft.engines.vllm.inplace.front import GroupFront, GroupStatus
 from dynamo_gpu_ft.engines.vllm.inplace.link import Armed, Told
 from dynamo_gpu_ft.engines.vllm.inplace.store import OwnStore
-from dynamo_gpu_ft.engines.vllm.inplace.undo import Undone, chains, resumed, written_blocks
+from dynamo_gpu_ft.engines.vllm.inplace.undo import chains, resumed, written_blocks
 from dynamo_gpu_ft.events import EventStream, RequestResumed, StateChanged, encode
 from dynamo_gpu_ft.recovery.membership.base import Membership
 
@@ -263,14 +263,13 @@ def test_the_rank_that_is_stopped_silent_or_elsewhere_holds_the_others_up() -> N
     assert hang.guilty({0: hang.Shown("R", None), 1: hang.Shown("R", None)}) == {}
 
 
-def test_what_a_request_kept_ends_at_the_first_block_that_is_not_there() -> None:
-    undone = Undone(
-        held={"a": [4, 5, 6], "b": []}, requests=[request(None, 9), request(None, 1, "b")]
+def test_a_resumed_request_is_told_with_what_the_step_counts_as_there() -> None:
+    step = SimpleNamespace(
+        scheduled_cached_reqs=SimpleNamespace(req_ids=["x", "a"], num_computed_tokens=[7, 4])
     )
-    first, second = resumed(undone, restored={4, 5}, block_size=2, epoch=3)
-    assert (first.tokens_before, first.tokens_restored, first.tokens_recomputed) == (9, 4, 7)
-    assert (second.tokens_restored, second.tokens_recomputed) == (0, 3)
-    assert resumed(None, set(), 2, 3) == []
+    (event,) = resumed([request(None, 9), request(None, 1, "b")], step, epoch=3)
+    assert (event.request_id, event.tokens_before) == ("a", 9)
+    assert (event.tokens_restored, event.tokens_recomputed) == (4, 7)
 
 
 class Core:

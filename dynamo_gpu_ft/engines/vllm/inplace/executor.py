@@ -162,6 +162,11 @@ class InPlaceExecutor(MultiprocExecutor):
         future = FutureWrapper(self.futures_queue, get_response=call.result)
         return future if non_block else future.result()
 
+    def execute_model(self, scheduler_output: Any, non_block: bool = False) -> Any:
+        if self._armed and self.group is not None:
+            self.group.scheduled(scheduler_output)
+        return super().execute_model(scheduler_output, non_block)
+
     def order(self, method: str, args: tuple[Any, ...], deadline: Deadline) -> list[Any]:
         """A call of a recovery step: all ranks' answers. Raises MembersLost, TimeoutError, RuntimeError."""
         call = _Call(self, method, deadline.left_s, args, {}, None, [])

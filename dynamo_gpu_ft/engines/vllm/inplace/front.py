@@ -32,6 +32,7 @@ from dynamo_gpu_ft.events import (
     StateChanged,
     decode,
 )
+from dynamo_gpu_ft.metrics import metrics
 
 _log = logging.getLogger("dynamo_gpu_ft.engines.vllm")
 
@@ -167,6 +168,7 @@ class GroupFront:
         if isinstance(message, Armed):
             self.status.members = dict(message.members)
             self.status.standbys = message.standbys
+            metrics().set("group_standbys", message.standbys)
             if self.status.state == "none":
                 self.status.state = "serving"
         elif isinstance(message, Noticed):

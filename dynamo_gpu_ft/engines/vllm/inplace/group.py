@@ -22,9 +22,10 @@ from dynamo_gpu_ft.engines.vllm.inplace.link import (
 )
 from dynamo_gpu_ft.engines.vllm.inplace.orders import Line, Take
 from dynamo_gpu_ft.engines.vllm.inplace.standby import Standbys
+from dynamo_gpu_ft.engines.vllm.inplace.states import RequestState
 from dynamo_gpu_ft.engines.vllm.inplace.store import OwnStore
 from dynamo_gpu_ft.errors import RecoveryFailed
-from dynamo_gpu_ft.events import EventStream, Journal, log_event
+from dynamo_gpu_ft.events import EventStream, Journal, StepDone, log_event
 from dynamo_gpu_ft.recovery.group.base import Deadline
 from dynamo_gpu_ft.recovery.group.coordinator import Coordinator
 from dynamo_gpu_ft.recovery.group.plan import Kind, Plan, Policy
@@ -46,13 +47,14 @@ class WorkerGroup:
         self._switchboard = executor.switchboard
         self._condemned: dict[int, tuple[int, str]] = {}  # shard -> (pid, why)
         self._undone: undo.Undone | None = None
-        self._restored: set[int] = set()  # blocks that are whole on every rank
+        self._resuming: dict[str, RequestState] = {}  # not scheduled again yet
         self._weights: dict[int, str] = {}  # rank -> digest
         self._filled: tuple[int, ...] = ()
         self._gathering = Gathering(executor, self.lost)
         self._segments: dict[int, set[Any]] = {}
-        self._standbys = Standbys(executor, layout, kv_cache_configs, executor.config.standbys)
-        self._block_size = 0
+        self._standbys = Standbys(
+            executor, layout, kv_cache_configs, executor.config.standbys, self._standby
+        )
         self.epoch = 0
         config = executor.config
         self._environment: dict[str, str] = {}
@@ -101,12 +103,24 @@ class WorkerGroup:
                 if worker.proc is process:
                     self._link.send(Noticed(worker.rank))
 
+    def scheduled(self, scheduler_output: Any) -> None:
+        """A step is about to be sent: tells what each request comes back with."""
+        if self._resuming:
+            for event in undo.resumed(self._resuming.values(), scheduler_output, self.epoch):
+                del self._resuming[event.request_id]
+                self._events.emit(event)
+
     def maintain(self) -> None:
         """Looks after the standbys; on the watching thread, which lives as long as EngineCore, for they are tied to it."""
         before = self._standbys.ready()
         self._standbys.maintain()
         if self._standbys.ready() != before:
             self._tell_members()
+
+    def _standby(self, ready: bool, took: float, what: str) -> None:
+        self._events.emit(
+            StepDone(epoch=self.epoch, step="standby", duration_s=took, ok=ready, detail=what)
+        )
 
     def _ordered(self, order: Condemn | Suspect) -> None:
         """A verdict: these workers must go, though they live; or whoever holds up a step. On the link's thread."""
@@ -181,9 +195,8 @@ class WorkerGroup:
                 remedy="leave --scheduler-cls out",
             )
         found = undo.undo(scheduler.current)
-        self._block_size = int(scheduler.current.block_size)
         if self._undone is not None:  # a second loss: what the first one took back counts still
-            found.refill, found.held = self._undone.refill, self._undone.held
+            found.refill = self._undone.refill
             found.unwritten |= self._undone.unwritten
         self._undone = found
 
@@ -246,8 +259,7 @@ class WorkerGroup:
     def commit(self, membership: Membership, deadline: Deadline) -> None:
         self.epoch = membership.epoch
         undone, self._undone = self._undone, None
-        for resumed in undo.resumed(undone, self._restored, self._block_size, self.epoch):
-            self._events.emit(resumed)
+        self._resuming = {r.request_id: r for r in undone.requests} if undone is not None else {}
         self._tell_members()
 
     def abandon(self, reason: str) -> None:
@@ -293,7 +305,6 @@ class WorkerGroup:
             restored = set.intersection(*(set(found[rank]) for rank in lost)) if lost else set()
         if lost:
             undo.withdraw(stands, undo.cached_blocks(stands) - restored)
-        self._restored = restored
         undo.withdraw(stands, undone.unwritten)
         keeper = min(survivors, default=0)
         random = order("recovery_random", (), deadline)[keeper]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from dynamo_gpu_ft.engines.vllm.inplace import spawn
@@ -24,7 +25,16 @@ class Standbys:
     """`count` processes, the i-th rehearsed for shard i modulo the number of ranks; any of them can take any shard, at the price of
     loading other weights. `starting` is held while a process is started: its environment is this process's for that moment."""
 
-    def __init__(self, executor: Any, layout: str, kv_cache_configs: Any, count: int) -> None:
+    def __init__(
+        self,
+        executor: Any,
+        layout: str,
+        kv_cache_configs: Any,
+        count: int,
+        tell: Callable[[bool, float, str], None],
+    ) -> None:
+        """`tell(ready, seconds since its start, what)` hears of every standby that is ready or lost."""
+        self._tell = tell
         self._executor, self._layout, self._configs = executor, layout, kv_cache_configs
         self._count, self._lock = count, threading.Lock()
         self._pool: list[spawn.Replacement] = []
@@ -49,17 +59,22 @@ class Standbys:
         """Notes who is ready, buries who is dead, starts who is missing. Never raises."""
         with self._lock:
             for each in list(self._pool):
+                was_ready, took = each.rehearsed, time.monotonic() - each.began
                 try:
-                    each.look(self._executor.switchboard, Deadline.after(1.0))
+                    limit = self._executor.config.start_timeout_s
+                    patience = Deadline.after(1.0) if was_ready else Deadline(each.began + limit)
+                    each.look(self._executor.switchboard, patience)
                 except StandbyLost as lost:
                     self._pool.remove(each)
                     each.end(self._executor.switchboard)
                     self._failures += 1
                     pause = min(LONGEST_PAUSE_S, PAUSE_S * 2 ** (self._failures - 1))
                     self._not_before = time.monotonic() + pause
-                    _log.warning("a standby is lost (%s); another one in %.0f s", lost, pause)
-                if each.rehearsed:
+                    self._tell(False, took, f"{lost}; another one in {pause:.0f} s")
+                    continue
+                if each.rehearsed and not was_ready:
                     self._failures = 0
+                    self._tell(True, took, f"rehearsed for shard {each.rank}")
             missing = len(self._pool) < self._count and not self._closed
         if missing and time.monotonic() >= self._not_before:
             self._start()

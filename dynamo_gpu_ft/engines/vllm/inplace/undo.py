@@ -21,12 +21,10 @@ from dynamo_gpu_ft.kv.blocks import Run, make_run
 @dataclass(slots=True)
 class Undone:
     """`refill`: runs of whole blocks that survivors hold and the lost shard must get back, chains from their beginning.
-    `unwritten`: blocks that have a name in the prefix cache and were never filled. `held`: the whole blocks of each request that
-    ran, in order. `requests`: what every rank must know."""
+    `unwritten`: blocks that have a name in the prefix cache and were never filled. `requests`: what every rank must know."""
 
     refill: list[Run] = field(default_factory=list)
     unwritten: set[int] = field(default_factory=set)
-    held: dict[str, list[int]] = field(default_factory=dict)
     requests: list[RequestState] = field(default_factory=list)
 
 
@@ -80,26 +78,28 @@ def undo(scheduler: Any) -> Undone:
         for request in scheduler.requests.values()
         if request.num_preemptions and not request.is_finished()
     ]
-    held = {request_id: ids[:whole] for request_id, ids, _, whole in rows}
-    return Undone(runs, unwritten, held, requests)
+    return Undone(runs, unwritten, requests)
 
 
 def resumed(
-    undone: Undone | None, restored: set[int], block_size: int, epoch: int
+    requests: Iterable[RequestState], scheduler_output: Any, epoch: int
 ) -> list[RequestResumed]:
-    """What each request that ran has kept or got back; a tail in the arena may give more. Pure."""
+    """What those of `requests` that this step resumes have kept or got back, tails included, and what it computes again. Pure."""
+    waiting = {request.request_id: request for request in requests}
+    found = scheduler_output.scheduled_cached_reqs
     events = []
-    for request in undone.requests if undone is not None else ():
-        blocks = undone.held.get(request.request_id, []) if undone is not None else []
-        whole = next((i for i, block in enumerate(blocks) if block not in restored), len(blocks))
+    for request_id, computed in zip(found.req_ids, found.num_computed_tokens, strict=True):
+        request = waiting.get(request_id)
+        if request is None:
+            continue
         tokens = len(request.prompt_token_ids or ()) + len(request.output_token_ids)
         events.append(
             RequestResumed(
                 epoch=epoch,
-                request_id=request.request_id,
+                request_id=request_id,
                 tokens_before=len(request.output_token_ids),
-                tokens_restored=whole * block_size,
-                tokens_recomputed=tokens - whole * block_size,
+                tokens_restored=computed,
+                tokens_recomputed=tokens - computed,
             )
         )
     return events
