@@ -27,7 +27,7 @@ class Replacement:
     at_door: bool = False
     rehearsed: bool = False
     began: float = field(default_factory=time.monotonic)
-    kept: Any = None  # what must live as long as the process: its lock
+    kept: Any = None  # its lock: the semaphore is gone with the parent's object, and the child opens it late
 
     @property
     def process(self) -> Any:
@@ -90,8 +90,7 @@ def start(
     from vllm.v1.executor.multiproc_executor import WorkerProc
 
     executor.switchboard.expect([rank])
-    # NOTE: the parent has to keep the lock, or its semaphore is gone before the child has it.
-    executor.worker_lock = get_mp_context().Lock()
+    lock = get_mp_context().Lock()
     with _added(environment), executor.omp.configure_omp_envs(rank=rank, local_rank=rank):
         handle = WorkerProc.make_worker_process(
             vllm_config=executor.vllm_config,
@@ -99,10 +98,10 @@ def start(
             rank=rank,
             distributed_init_method=init_method,
             input_shm_handle=queue,
-            shared_worker_lock=executor.worker_lock,
+            shared_worker_lock=lock,
             is_driver_worker=executor._is_driver_worker(rank),
         )
-    return Replacement(rank, handle)
+    return Replacement(rank, handle, kept=lock)
 
 
 def start_standby(executor: Any, rank: int, layout: str, kv_cache_configs: Any) -> Replacement:
