@@ -116,6 +116,10 @@ class SnapshotQueue:
         """The request holds these blocks already, by stores of a writer that is gone: they are let go when it ends."""
         self._held.setdefault(request_id, []).extend(block_hashes)
 
+    def held(self) -> dict[str, tuple[bytes, ...]]:
+        """What each open request holds by whole blocks stored here: for the queue that takes over from this one."""
+        return {request: tuple(names) for request, names in self._held.items()}
+
     def pin(self, pin: Pin) -> None:
         """Queues a pin behind the stores so far; what became of it is counted."""
         job_id = self._job()

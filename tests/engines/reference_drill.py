@@ -82,7 +82,7 @@ class Drill:
         self.pending: list[Fault] = []
         chosen = {
             "arena_dir": str(folder), "arena_bytes": "48MiB", "ledger_bytes": "1MiB", "standbys": standbys, "max_restarts": 1000,
-            "start_timeout_s": 90, "recovery_deadline_s": DEADLINE_S, "step_deadline_s": 15, "hang_after_s": 1.0, "hang_floor_s": 1.0,
+            "start_timeout_s": 90, "recovery_deadline_s": DEADLINE_S, "step_deadline_s": 15, "hang_after_s": 1.0, "hang_floor_s": 1.0, "tail_every": 1,
             **settings,
         }  # fmt: skip
         options = Options(
@@ -126,6 +126,8 @@ class Drill:
             longest = max(longest, time.monotonic() - began)
             steps += 1
         self.pending = []
+        for process in engine.crew.members.values():
+            process.send(say.Arm(point="", how=""))
         after = self.addresses() if not engine.failed else {}
         new = self.events[begun:]
         return Report(

@@ -95,6 +95,17 @@ def test_seeded_draws_are_the_same_whoever_dies(pair: Drill) -> None:
     assert wanted != pair.run(5).tokens
 
 
+def test_a_condemned_rank_is_replaced_though_it_lives(
+    pair: Drill, undisturbed: list[list[int]]
+) -> None:
+    old = pair.engine.crew.members[0].pid
+    pair.engine.condemn(0, "XID 79: the GPU has fallen off the bus")
+    report = pair.run(1)
+    assert report.tokens == undisturbed
+    assert report.deaths[0].reason.startswith("XID 79")
+    assert not Path(f"/proc/{old}").exists()
+
+
 def test_only_the_lost_stage_loads_and_at_most_open_blocks_are_computed_again(folder: Path) -> None:
     with Drill(tiny_llama(), folder, tp=2, pp=2, standbys=1, arena_name="square") as drill:
         wanted = drill.run(2).tokens

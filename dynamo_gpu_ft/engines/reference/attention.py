@@ -60,8 +60,8 @@ def attend(
     count, tokens = tables.shape[1], keys.shape[2]
     flat = tables.reshape(-1)
     gathered = (heads, rows, count, tokens, dim)
-    k = keys.index_select(1, flat).view(gathered).float()
-    v = values.index_select(1, flat).view(gathered).float()
+    # NOTE: index_select would first copy the whole layer, because the cache is not contiguous by layer.
+    k, v = keys[:, flat].view(gathered).float(), values[:, flat].view(gathered).float()
     q = queries.float().transpose(0, 1)[:, :, None].expand(heads, rows, count, group, dim)
     every = heads * rows * count
     scores = torch.bmm(

@@ -22,7 +22,7 @@ from dynamo_gpu_ft.engines.reference.group import GRACE_S, ReferenceGroup
 from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.engines.reference.sampling import Sampling
 from dynamo_gpu_ft.engines.reference.scheduler import Request, Scheduler
-from dynamo_gpu_ft.errors import GpuFtError, RecoveryFailed
+from dynamo_gpu_ft.errors import ConfigError, GpuFtError, RecoveryFailed
 from dynamo_gpu_ft.events import EventStream
 from dynamo_gpu_ft.recovery import processes
 from dynamo_gpu_ft.recovery.group.base import Deadline
@@ -30,6 +30,7 @@ from dynamo_gpu_ft.recovery.group.coordinator import Coordinator
 from dynamo_gpu_ft.recovery.group.plan import Kind, Policy
 from dynamo_gpu_ft.recovery.group.states import State
 from dynamo_gpu_ft.recovery.membership.base import MembershipStore
+from dynamo_gpu_ft.recovery.membership.open import open_store
 
 #: Seconds that each way took on a small machine, until it was measured.
 COSTS = {Kind.SUBSTITUTE: 0.2, Kind.RESPAWN: 0.5, Kind.DEGRADE: 1.0, Kind.RESTART: 10.0}
@@ -49,19 +50,31 @@ class Engine:
     """Starts on construction: blocks until every rank is loaded, at most `start_timeout_s`. A context manager."""
 
     def __init__(
-        self, options: Options, store: MembershipStore, events: EventStream | None = None
+        self,
+        options: Options,
+        store: MembershipStore | None = None,
+        events: EventStream | None = None,
     ) -> None:
-        """Raises `ConfigError` for a model or a cut that is not possible, `RecoveryFailed` when the ranks do not come up."""
+        """`store` is the one that the setting `membership` names, unless it is given. Raises `ConfigError` for a model or a cut that is not possible, `RecoveryFailed` when the ranks do not come up."""
         self.options, self.config = options, options.config()
         self.shape = shape.read(Path(options.model))
         self.scheduler = Scheduler(
             blocks=options.blocks, block=options.block, rows=options.rows,
-            positions=self.shape.positions, snapshot=self.config.snapshot,
+            positions=self.shape.positions, snapshot=self.config.snapshot, tails=self.config.tail_every > 0,
         )  # fmt: skip
-        self._store, self._events = store, events or EventStream()
+        self._store = store if store is not None else open_store(self.config)
+        self._events = events or EventStream()
         self._tag = f"{options.name}-{os.getpid()}-{next(_numbers)}"
         self._steps, self._names = 0, itertools.count()
         self._restarts: list[float] = []
+        self._condemned: dict[int, str] = {}
+        if self.config.min_shards and options.pp > 1:
+            raise ConfigError(
+                "an engine with pipeline stages cannot go on with fewer ranks",
+                value=self.config.min_shards,
+                rule="min_shards is 0 where pp is more than 1",
+                remedy="min_shards=0",
+            )
         self.failed = ""
         self.crew = Crew(options, self._tag)
         self.group = ReferenceGroup(options, self.shape, self.crew, self.scheduler)
@@ -77,7 +90,13 @@ class Engine:
             members = self.group.start(deadline)
             policy = Policy.of(self.config, costs=COSTS)
             self.coordinator = Coordinator(
-                self.options.name, len(members), self.group, self._store, policy, self._events
+                self.options.name,
+                len(members),
+                self.group,
+                self._store,
+                policy,
+                self._events,
+                verdicts=self._verdicts,
             )
             membership = self.coordinator.found(members)
             self.group.connect(membership.epoch, deadline)
@@ -192,6 +211,23 @@ class Engine:
         while not any(p.why for p in self.crew.members.values()) and time.monotonic() < until:
             time.sleep(0.002)
             self.crew.look()
+
+    def condemn(self, shard: int, why: str, *, device: bool = False) -> None:
+        """The shard's process has to go, by a verdict say; with `device`, its device can take no process either until `returned`. The
+        next step replaces it, goes on with fewer ranks (`min_shards`) or ends in FAILED."""
+        if device:
+            self._condemned[shard] = why
+        if shard in self.crew.members:
+            self.crew.members[shard].lost(why)
+
+    def returned(self, shard: int) -> list[Output]:
+        """The device of a condemned shard can be used again: a degraded engine fills its place now. Blocks as `recover` does."""
+        self._condemned.pop(shard, None)
+        return self.recover(grow=True)
+
+    def _verdicts(self, missing: frozenset[int]) -> tuple[dict[int, str], int | None]:
+        """For the coordinator: what is condemned; the only devices are those that the shards have."""
+        return {s: why for s, why in self._condemned.items() if s in missing}, 0
 
     def recover(self, *, grow: bool = False) -> list[Output]:
         """Recovers in place what is lost; restarts everything or fails where the coordinator says so. With `grow`, fills the places that

@@ -21,7 +21,10 @@ class Faults:
         self._seen: dict[str, int] = {}
 
     def arm(self, order: Arm) -> None:
-        if self._allowed:
+        """An order without a point takes back all that did not happen."""
+        if not order.point:
+            self._armed.clear()
+        elif self._allowed:
             self._armed[order.point] = order
             self._seen[order.point] = 0
 

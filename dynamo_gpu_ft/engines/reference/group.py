@@ -7,7 +7,7 @@ replacement needs comes from the weight sources and the arena.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dynamo_gpu_ft.engines.reference import messages as say
@@ -40,6 +40,9 @@ class ReferenceGroup:
         self.epoch = 0
         self._newest = 0  # also of attempts that failed
         self._rebuilt: tuple[int, ...] = ()
+        self._owed: dict[
+            int, set[int]
+        ] = {}  # heads that survivors took over and have not restored yet
         self.song: say.Sang | None = None
         self._fences = 0
 
@@ -78,13 +81,16 @@ class ReferenceGroup:
         cuts = self._cuts(plan)
         replacements = self._replacements(plan)
         self._crew.fresh = dict(replacements)
+        if cuts != self.split:
+            self._recut(
+                cuts, deadline
+            )  # first: a survivor lets go of the heads that a replacement takes
         self._load(replacements, cuts, deadline)
-        moved = self._recut(cuts, deadline) if cuts != self.split else {}
         self._note("loaded")
         everyone = {**self._crew.members, **replacements}
         self._join(everyone, replacements, epoch, cuts, deadline)
         self._note("joined")
-        self._put_back(replacements, moved, cuts, deadline)
+        self._put_back(replacements, cuts, deadline)
         self._note("restored")
         self.split = cuts
         self._crew.members = dict(sorted(everyone.items()))
@@ -142,7 +148,7 @@ class ReferenceGroup:
         self._newest = epoch
         everyone = self._crew.members
         self._join(everyone, {}, epoch, self.split, deadline)
-        self._put_back(everyone, {}, self.split, deadline)
+        self._put_back(everyone, self.split, deadline)
         self.sing(epoch, deadline)
         self.epoch = epoch
 
@@ -175,9 +181,10 @@ class ReferenceGroup:
         if self.song is None:
             self.song = first
 
-    def describe(self, deadline: Deadline) -> dict[int, say.Described]:
-        """Addresses and process of every member."""
-        return self._ask(self._crew.members, say.Describe(), say.Described, deadline)
+    def describe(self, deadline: Deadline, blocks: Sequence[int] = ()) -> dict[int, say.Described]:
+        """Addresses and process of every member, and a digest of its KV of `blocks`."""
+        order = say.Describe(blocks=tuple(blocks))
+        return self._ask(self._crew.members, order, say.Described, deadline)
 
     # -- the parts of a rebuild --------------------------------------------------------------------------------------------
 
@@ -221,19 +228,25 @@ class ReferenceGroup:
             shard: (x.source, x.read, x.needed, x.refused) for shard, x in told.items()
         }
 
-    def _recut(self, cuts: split.Split, deadline: Deadline) -> dict[int, tuple[int, ...]]:
-        """Survivors take their new parts; the heads that each has to restore."""
+    def _recut(self, cuts: split.Split, deadline: Deadline) -> None:
+        """Survivors take their new parts. What KV each has to restore is owed until it was, whatever becomes of this attempt."""
         survivors = self._crew.members
-        lacking = {}
+        for (
+            shard,
+            process,
+        ) in survivors.items():  # first everybody lets go, so that everybody can take
+            process.send(say.Yield(heads=cuts.cut(shard).heads))
+        self._answers(survivors, say.Ready, deadline, {})
         for shard, process in survivors.items():
-            held, wanted = self.split.cut(shard).heads, cuts.cut(shard).heads
-            lacking[shard] = tuple(h for h in range(*wanted) if not held[0] <= h < held[1])
             process.send(say.Recut(cut=cuts.cut(shard), deadline_s=deadline.left_s))
         for shard, loaded in self._answers(survivors, say.Loaded, deadline, {}).items():
             self._shelf.told(shard, loaded)
-        # A survivor holds its new part from here on, whatever becomes of this attempt.
+            held, wanted = self.split.cut(shard).heads, cuts.cut(shard).heads
+            old = self._owed.get(shard, set())
+            self._owed[shard] = {
+                h for h in range(*wanted) if h in old or not held[0] <= h < held[1]
+            }
         self.split = cuts
-        return lacking
 
     def _join(
         self,
@@ -260,16 +273,19 @@ class ReferenceGroup:
     def _put_back(
         self,
         fresh: Mapping[int, Process],
-        moved: Mapping[int, tuple[int, ...]],
         cuts: split.Split,
         deadline: Deadline,
     ) -> None:
         """KV of what was lost: from the arena as far as it is there, for all requests that run; the rest is computed again."""
         prefixes = [self._scheduler.kept_blocks(r) for r in self._scheduler.running if r.computed]
         lacking = {shard: tuple(range(*cuts.cut(shard).heads)) for shard in fresh}
-        lacking |= {shard: heads for shard, heads in moved.items() if heads}
+        owed = {
+            s: tuple(sorted(heads)) for s, heads in self._owed.items() if heads and s not in fresh
+        }
+        lacking |= {shard: heads for shard, heads in owed.items() if shard in self._crew.members}
         good = {p.request: len(p.blocks) for p in prefixes}
         if not lacking or not prefixes:
+            self._owed.clear()
             return
         asked = {}
         for shard, heads in lacking.items():
@@ -278,10 +294,7 @@ class ReferenceGroup:
                 good[prefix.request] = min(good[prefix.request], len(prefix.blocks))
         everyone = {**self._crew.members, **fresh}
         for shard, heads in lacking.items():
-            short = tuple(
-                say.Prefix(request=p.request, first=0, blocks=p.blocks[: good[p.request]], hashes=p.hashes[: good[p.request]])
-                for p in prefixes
-            )  # fmt: skip
+            short = tuple(p.head(good[p.request]) for p in prefixes)
             everyone[shard].send(
                 say.Restore(prefixes=short, heads=heads, deadline_s=deadline.left_s)
             )
@@ -290,7 +303,9 @@ class ReferenceGroup:
         for answer in restored.values():
             for request in good:
                 good[request] = min(good[request], answer.blocks.get(request, 0))
-        again = self._scheduler.fell_back(good)
+        tokens = {p.request: p.head(good[p.request]).tokens(self._options.block) for p in prefixes}
+        again = self._scheduler.fell_back(tokens)
+        self._owed.clear()
         self.facts |= {
             "kv_bytes": sum(answer.bytes for answer in restored.values()),
             "recomputed_tokens": again,

@@ -25,6 +25,9 @@ from dynamo_gpu_ft.kv.blocks import Run
 from dynamo_gpu_ft.kv.device import DeviceTier
 from dynamo_gpu_ft.kv.snapshot import SnapshotQueue
 
+#: How long stores under way may take when a head gets another cache; what is not sealed then is stored again later.
+_DRAIN_S = 0.5
+
 
 def make_cache(
     shape: Shape, cut: Cut, options: Options, dtype: torch.dtype, device: torch.device
@@ -63,18 +66,30 @@ class Snapshots:
 
     def hold(self, heads: Range, cache: torch.Tensor) -> None:
         """These heads are ours from now on, in the order of `cache`; lets go of others. Raises `ArenaError`, `NotProtected`."""
-        for head in [head for head in self._queues if not heads[0] <= head < heads[1]]:
-            self._queues.pop(head)[1].close()
-            del self._tensors[head]
+        self.let_go(heads)
         for index, head in enumerate(range(*heads)):
             tensor = cache[index]
             old = self._tensors.get(head)
             if old is not None and old.data_ptr() == tensor.data_ptr():
                 continue
+            held: dict[str, tuple[bytes, ...]] = {}
             if head in self._queues:
-                self._queues.pop(head)[1].close()
+                queue, tier = self._queues.pop(head)
+                held = queue.held()
+                tier.wait(_DRAIN_S)
+                tier.close()
             self._queues[head] = self._join(head, tensor)
+            for request, names in held.items():
+                self._queues[head][0].adopt(request, names)
             self._tensors[head] = tensor
+
+    def let_go(self, besides: Range) -> None:
+        """Gives up the heads that are not in `besides`, behind the stores under way."""
+        for head in [head for head in self._queues if not besides[0] <= head < besides[1]]:
+            tier = self._queues.pop(head)[1]
+            tier.wait(_DRAIN_S)
+            tier.close()
+            del self._tensors[head]
 
     def _join(self, head: int, tensor: torch.Tensor) -> tuple[SnapshotQueue, Tier]:
         config = self._config
@@ -149,7 +164,8 @@ class Snapshots:
                 )
                 good[prefix.request] = min(good[prefix.request], first)
             for prefix in prefixes:
-                queue.adopt(prefix.request, prefix.hashes[: good[prefix.request]])
+                whole = prefix.head(good[prefix.request])
+                queue.adopt(prefix.request, whole.hashes[: len(whole.hashes) - bool(whole.tail)])
         return Restored(
             blocks=good,
             bytes=size,
@@ -170,7 +186,9 @@ class Snapshots:
 
 
 def _run(prefix: Prefix) -> Run:
-    return Run(prefix.request, prefix.first, prefix.blocks, prefix.hashes, prefix.parent)
+    return Run(
+        prefix.request, prefix.first, prefix.blocks, prefix.hashes, prefix.parent, tail=prefix.tail
+    )
 
 
 def move_heads(old: torch.Tensor, held: Range, new: torch.Tensor, wanted: Range) -> tuple[int, ...]:
@@ -198,12 +216,5 @@ def usable(
                 block_hashes=list(prefix.hashes),
                 max_epoch=epoch,
             ).blocks
-        found.append(
-            Prefix(
-                request=prefix.request,
-                first=0,
-                blocks=prefix.blocks[:count],
-                hashes=prefix.hashes[:count],
-            )
-        )
+        found.append(prefix.head(count))
     return found

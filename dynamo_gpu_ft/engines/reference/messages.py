@@ -30,13 +30,27 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prefix(msgspec.Struct, frozen=True, kw_only=True):
-    """Consecutive blocks of one request from block index `first` on, to be stored or loaded: engine blocks and their names."""
+    """Consecutive blocks of one request from block index `first` on, to be stored or loaded: engine blocks and their names. With
+    `tail`, the last one is open and holds so many tokens."""
 
     request: str
     first: int
     blocks: tuple[int, ...]
     hashes: tuple[bytes, ...]
     parent: bytes | None = None
+    tail: int = 0
+
+    def head(self, count: int) -> Prefix:
+        """The first `count` of these blocks."""
+        tail = self.tail if count >= len(self.blocks) else 0
+        return msgspec.structs.replace(
+            self, blocks=self.blocks[:count], hashes=self.hashes[:count], tail=tail
+        )
+
+    def tokens(self, block: int) -> int:
+        """How many tokens these blocks hold."""
+        whole = len(self.blocks) - bool(self.tail)
+        return whole * block + self.tail
 
 
 class Prepare(_Message, frozen=True, kw_only=True):
@@ -50,6 +64,12 @@ class Load(_Message, frozen=True, kw_only=True):
     cut: Cut
     expected: dict[str, bytes] = {}
     deadline_s: float
+
+
+class Yield(_Message, frozen=True, kw_only=True):
+    """Finish storing, and let go of all KV snapshots but those of `heads`, so that another rank can take them. Answer: `Ready`."""
+
+    heads: Range
 
 
 class Recut(_Message, frozen=True, kw_only=True):
@@ -111,11 +131,13 @@ class Canary(_Message, frozen=True, kw_only=True):
 
 
 class Describe(_Message, frozen=True, kw_only=True):
-    """Answer: `Described`."""
+    """Answer: `Described`, with a digest of each head's KV of `blocks`."""
+
+    blocks: tuple[int, ...] = ()
 
 
 class Arm(_Message, frozen=True, kw_only=True):
-    """Hurt yourself in `how` ("kill", "stop", "segv", "raise") the `times`-th time that you come to `point`. No answer."""
+    """Hurt yourself in `how` ("kill", "stop", "segv", "raise") the `times`-th time that you come to `point`; "" takes back what did not happen. No answer."""
 
     point: str
     how: str
@@ -123,7 +145,7 @@ class Arm(_Message, frozen=True, kw_only=True):
 
 
 Order = Union[
-    Prepare, Load, Recut, Join, Step, Revoke, Fence, Restore, Weigh, Canary, Describe, Arm
+    Prepare, Load, Yield, Recut, Join, Step, Revoke, Fence, Restore, Weigh, Canary, Describe, Arm
 ]
 
 
@@ -211,6 +233,7 @@ class Described(_Message, frozen=True, kw_only=True):
     weights: dict[str, int]
     cache: int
     pending: int
+    kv: dict[int, bytes] = {}
 
 
 Reply = Union[

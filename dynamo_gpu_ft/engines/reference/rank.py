@@ -89,6 +89,11 @@ class Rank:
         self._idle()
         return self._shard.told()
 
+    def _yield(self, order: say.Yield) -> say.Ready:
+        if self._own.snapshots is not None:
+            self._own.snapshots.let_go(order.heads)
+        return say.Ready()
+
     def _recut(self, order: say.Recut) -> say.Loaded:
         self._busy(order.deadline_s)
         self._own.recut(order.cut, order.deadline_s)
@@ -186,12 +191,17 @@ class Rank:
 
     def _describe(self, order: say.Describe) -> say.Described:
         own = self._own
+        digest, chosen = native.load().digest, own.cache[:, list(order.blocks)].cpu().contiguous()
         return say.Described(
             pid=os.getpid(),
             shard=own.number,
             weights={name: tensor.data_ptr() for name, tensor in own.weights.tensors.items()},
             cache=own.cache.data_ptr(),
             pending=own.snapshots.pending() if own.snapshots else 0,
+            kv={
+                head: digest(view(kv))
+                for head, kv in zip(range(*own.cut.heads), chosen, strict=True)
+            },
         )
 
     def _arm(self, order: say.Arm) -> None:

@@ -15,6 +15,7 @@ from dynamo_gpu_ft.engines.reference.messages import Prefix
 from dynamo_gpu_ft.engines.reference.sampling import Sampling
 from dynamo_gpu_ft.engines.reference.tiles import Piece
 from dynamo_gpu_ft.errors import GpuFtError
+from dynamo_gpu_ft.kv.tail import name_of
 
 
 @dataclass(slots=True)
@@ -47,12 +48,13 @@ class Plan:
 
 
 class Scheduler:
-    """`blocks` without block 0; `rows` at most per step; `positions` is the model's longest context."""
+    """`blocks` counts block 0 too; `snapshot`, `tails`: whole and open blocks are stored behind every step; `rows` at most per step; `positions` is the model's longest context."""
 
     def __init__(
-        self, *, blocks: int, block: int, rows: int, positions: int, snapshot: bool
+        self, *, blocks: int, block: int, rows: int, positions: int, snapshot: bool, tails: bool
     ) -> None:
-        self.block, self._rows, self._snapshot = block, rows, snapshot
+        self.block, self._rows = block, rows
+        self._snapshot, self._tails = snapshot, snapshot and tails
         self._longest = min(positions, (blocks - 1) * block)
         self._free = list(range(blocks - 1, 0, -1))
         self.waiting: list[Request] = []
@@ -108,7 +110,8 @@ class Scheduler:
         self._gone = [gone for gone in self._gone if gone not in plan.gone]
         by_id = {request.id: request for request in self.running}
         for prefix in plan.sealed:
-            by_id[prefix.request].stored = prefix.first + len(prefix.blocks)
+            if not prefix.tail:
+                by_id[prefix.request].stored = prefix.first + len(prefix.blocks)
         for name, first in gaps.items():
             if name in by_id:
                 by_id[name].stored = min(by_id[name].stored, first)
@@ -130,24 +133,26 @@ class Scheduler:
         return over
 
     def fell_back(self, usable: Mapping[str, int]) -> int:
-        """After a loss: of each running request only the first `usable` blocks are still everywhere (0 when it is not named). What is
-        behind them is computed again, everywhere. Returns how many tokens that are."""
+        """After a loss: of each running request only the first `usable` tokens still have KV everywhere (0 when it is not named). What
+        is behind them is computed again, everywhere. Returns how many tokens that are."""
         again = 0
         for request in self.running:
-            blocks = usable.get(request.id, 0)
-            kept = min(request.computed, blocks * self.block)
+            kept = min(request.computed, usable.get(request.id, 0))
             again += request.computed - kept
             request.computed = kept
-            request.stored = min(request.stored, blocks)
+            request.stored = min(request.stored, kept // self.block)
         return again
 
     def kept_blocks(self, request: Request) -> Prefix:
-        """The whole blocks of a running request that have been computed, as something to restore."""
-        count = request.computed // self.block
+        """The blocks of a running request that have been computed, as something to restore; the open one as its tail."""
+        count, tail = divmod(request.computed, self.block)
         names = self._names(request, count)
-        return Prefix(
-            request=request.id, first=0, blocks=tuple(request.blocks[:count]), hashes=tuple(names)
-        )
+        if tail and self._tails:
+            names = [*names, self._tail_name(request, request.computed)]
+        else:
+            tail = 0
+        blocks = tuple(request.blocks[: len(names)])
+        return Prefix(request=request.id, first=0, blocks=blocks, hashes=tuple(names), tail=tail)
 
     def end_all(self, reason: str) -> list[Request]:
         """Every open request is over, with `reason`."""
@@ -212,6 +217,23 @@ class Scheduler:
                     hashes=tuple(names[request.stored :]),
                     parent=names[request.stored - 1] if request.stored else None,
                 )
+            tail = (piece.start + len(piece.tokens)) % self.block
+            if tail and self._tails:
+                names = self._names(request, whole)
+                yield Prefix(
+                    request=request.id,
+                    first=whole,
+                    blocks=(request.blocks[whole],),
+                    hashes=(self._tail_name(request, piece.start + len(piece.tokens)),),
+                    parent=names[-1] if names else None,
+                    tail=tail,
+                )
+
+    def _tail_name(self, request: Request, end: int) -> bytes:
+        """The name of the open block that ends behind token `end`."""
+        whole = end // self.block
+        names = self._names(request, whole)
+        return name_of(names[-1] if names else None, request.tokens[whole * self.block : end])
 
     def _names(self, request: Request, count: int) -> list[bytes]:
         """Names of the first `count` blocks: a hash over the tokens up to the block's end, so equal prefixes have equal names."""

@@ -16,8 +16,8 @@ from dynamo_gpu_ft.engines.reference.kv import Snapshots, make_cache, move_heads
 from dynamo_gpu_ft.engines.reference.messages import Loaded
 from dynamo_gpu_ft.engines.reference.model import Stage
 from dynamo_gpu_ft.engines.reference.options import Options
-from dynamo_gpu_ft.engines.reference.split import Cut
-from dynamo_gpu_ft.engines.reference.weights import ShardWeights
+from dynamo_gpu_ft.engines.reference.split import Cut, even
+from dynamo_gpu_ft.engines.reference.weights import ShardWeights, touched_room
 from dynamo_gpu_ft.errors import GpuFtError, WeightsError
 from dynamo_gpu_ft.kv.namespace import weights_id
 from dynamo_gpu_ft.recovery.weights import chain, neighbour
@@ -41,10 +41,17 @@ class Sources:
         paths = [neighbour.path_of(self._path, shard) for shard in range(options.tp * options.pp)]
         self.neighbours = neighbour.NeighbourSource(paths, self.model)
         self.slices = SliceSource(folder)
+        self.room: torch.Tensor | None = None
+        self._options = options
 
     def prepare(self) -> list[str]:
-        """Opens everything that any shard could come from; says what is not there. Never raises."""
+        """Opens everything that any shard could come from, and gets memory for the largest; says what is not there."""
         notes = self.neighbours.open_all()
+        if self._options.device == "cpu":
+            made, dtype = shape.read(Path(self._options.model)), DTYPES[self._options.dtype]
+            cuts = even(made, self._options.tp, self._options.pp)
+            every = [needs.of(made, cuts.cut(shard)) for shard in range(cuts.shards)]
+            self.room = touched_room(max(every, key=lambda n: sum(x.size("U8") for x in n)), dtype)
         with suppress(WeightsError):
             self.slices.entries()
         return notes
@@ -87,7 +94,8 @@ class Shard:
             self._protect(engine_id)
 
     def _load(self, cut: Cut, expected: Mapping[str, bytes], deadline_s: float) -> chain.Loaded:
-        self.weights = ShardWeights(needs.of(self.shape, cut), self._dtype, self.device)
+        room, self._sources.room = self._sources.room, None
+        self.weights = ShardWeights(needs.of(self.shape, cut), self._dtype, self.device, room)
         return chain.load(
             self._sources.ordered(),
             self.weights.needs,

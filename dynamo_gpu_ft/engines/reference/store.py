@@ -34,14 +34,14 @@ class Shelf:
         """The leading blocks of each prefix that all `heads` of the shard's stage have."""
         stage = self._split.place(shard)[0]
         if stage not in self._records or not heads:
-            return [Prefix(request=p.request, first=0, blocks=(), hashes=()) for p in prefixes]
+            return [p.head(0) for p in prefixes]
         record, epoch = self._records[stage]
         try:
             if stage not in self._open:
                 path = Path(config_of_stage(self._options, stage).arena_path)
                 self._open[stage] = arena.open_existing(path)
         except ArenaError:
-            return [Prefix(request=p.request, first=0, blocks=(), hashes=()) for p in prefixes]
+            return [p.head(0) for p in prefixes]
         return usable(prefixes, self._open[stage], record, heads, epoch)
 
     def close(self) -> None:

@@ -26,13 +26,21 @@ _ALIGN = 64
 
 
 class ShardWeights:
-    """The `Sink` of one shard. `tensors` by checkpoint name; on `device`, all of `dtype`."""
+    """The `Sink` of one shard. `tensors` by checkpoint name; on `device`, all of `dtype`. `room` is memory to use if it is large enough."""
 
-    def __init__(self, needs: Sequence[Need], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        needs: Sequence[Need],
+        dtype: torch.dtype,
+        device: torch.device,
+        room: torch.Tensor | None = None,
+    ) -> None:
         self.needs = tuple(needs)
         self.dtype, self.device = NAMES[dtype], device
         sizes = [-(-need.size(self.dtype) // _ALIGN) * _ALIGN for need in self.needs]
-        self._image = torch.empty(sum(sizes) + _ALIGN, dtype=torch.uint8, device=device)
+        self._image = room if room is not None else torch.empty(0, dtype=torch.uint8)
+        if len(self._image) < sum(sizes) + _ALIGN or self._image.device != device:
+            self._image = torch.empty(sum(sizes) + _ALIGN, dtype=torch.uint8, device=device)
         begin = -self._image.data_ptr() % _ALIGN
         self.tensors: dict[str, torch.Tensor] = {}
         for need, size in zip(self.needs, sizes, strict=True):
@@ -82,6 +90,12 @@ class ShardWeights:
             if self.device.type == "cpu"
         ]  # fmt: skip
         return Table(own.pid, own.started, model, tuple(places))
+
+
+def touched_room(needs: Sequence[Need], dtype: torch.dtype) -> torch.Tensor:
+    """Host memory for these needs whose pages are there already: a standby gets it before it is in a hurry."""
+    size = sum(-(-need.size(NAMES[dtype]) // _ALIGN) * _ALIGN for need in needs) + _ALIGN
+    return torch.zeros(size, dtype=torch.uint8).fill_(1)
 
 
 def view(tensor: torch.Tensor) -> memoryview:
