@@ -20,7 +20,7 @@ from typing import Any
 
 from bench.arena_copy import memory_folder
 from bench.rows import Options, Row, row, spread
-from dynamo_gpu_ft.cli.models import smollm2_wide
+from dynamo_gpu_ft.cli.models import smollm2_wide, tiny_llama
 from dynamo_gpu_ft.errors import GpuFtError
 from dynamo_gpu_ft.events import Event, EventStream, GroupRecovered, StateChanged, StepDone
 
@@ -57,7 +57,10 @@ class Load:
         from dynamo_gpu_ft.engines.reference.sampling import Sampling
 
         while len(self.engine.scheduler.open) < 4:
-            prompt = [self.lot.randrange(5, 40_000) for _ in range(self.lot.randrange(60, 120))]
+            prompt = [
+                self.lot.randrange(5, self.engine.shape.vocab - 10)
+                for _ in range(self.lot.randrange(60, 120))
+            ]
             self.engine.submit(prompt, Sampling(max_tokens=150))
 
     def settle(self, standbys: int) -> None:
@@ -143,28 +146,29 @@ class Load:
 
 
 def measure(options: Options) -> list[Row]:
-    model = smollm2_wide()
-    counts = (
-        {"standby": 5, "respawn": 3, "restart": 1}
-        if options.quick
-        else {"standby": 100, "respawn": 30, "restart": 8}
-    )
+    rows: list[Row] = []
+    for name, model in (("tiny", tiny_llama()), ("smollm2", smollm2_wide())):
+        rows += _measure(options, f"rank_recovery_reference.{name}", model)
+    return rows
+
+
+def _measure(options: Options, prefix: str, model: Path) -> list[Row]:
+    counts = dict(zip(WAYS, (5, 3, 1) if options.quick else (30, 10, 3), strict=True))
     kills: dict[str, list[Kill]] = {}
     with memory_folder(3 << 30) as folder:
         for way, settings in WAYS.items():
-            options.say(f"{way}: {counts[way]} kills")
+            options.say(f"{prefix}.{way}: {counts[way]} kills")
             with _engine(model, Path(folder), way, settings) as load:
                 kills[way] = []
                 for _ in range(counts[way]):
                     load.settle(int(settings["standbys"]))
                     kills[way].append(load.kill())
-        options.say("respawn from the checkpoint alone")
         with _engine(model, Path(folder), "checkpoint", {"standbys": 0}) as load:
             load.settle(0)
             for path in Path(folder).glob("*checkpoint.weights-*"):
                 path.unlink()
             alone = load.kill()
-    return _rows(kills, alone)
+    return _rows(prefix, kills, alone)
 
 
 @contextmanager
@@ -185,14 +189,14 @@ def _engine(model: Path, folder: Path, name: str, settings: dict[str, Any]) -> I
         yield Load(engine, events)
 
 
-def _rows(kills: dict[str, list[Kill]], alone: Kill) -> list[Row]:
+def _rows(prefix: str, kills: dict[str, list[Kill]], alone: Kill) -> list[Row]:
     rows = []
     whole = statistics.median(kill.total for kill in kills["restart"])
     for way, found in kills.items():
         totals = [kill.total for kill in found]
         rows.append(
             row(
-                f"rank_recovery_reference.{way}.pause",
+                f"{prefix}.{way}.pause",
                 statistics.median(totals),
                 "s",
                 baseline=whole if way != "restart" else None,
@@ -205,7 +209,7 @@ def _rows(kills: dict[str, list[Kill]], alone: Kill) -> list[Row]:
             seconds = [kill.phases[phase] for kill in found]
             rows.append(
                 row(
-                    f"rank_recovery_reference.{way}.{phase}",
+                    f"{prefix}.{way}.{phase}",
                     statistics.median(seconds),
                     "s",
                     note=spread(seconds),
@@ -215,15 +219,15 @@ def _rows(kills: dict[str, list[Kill]], alone: Kill) -> list[Row]:
     worst = totals[min(len(totals) - 1, int(0.99 * len(totals)))]
     rows.append(
         row(
-            "rank_recovery_reference.standby.p99", worst, "s", baseline=TARGET_S, ratio=TARGET_S / worst, target=1.0,
-            note=f"baseline: the target; {len(totals)} kills of either of two ranks under four streams",
+            f"{prefix}.standby.p99", worst, "s", baseline=TARGET_S, ratio=TARGET_S / worst, target=1.0,
+            note=f"baseline: the target; {len(totals)} kills of either of two ranks under four streams, the slowest of them when fewer than 100",
         )
     )  # fmt: skip
     every = [*kills["standby"], *kills["respawn"], alone]
     kept = sum(kill.kept for kill in every) / len(every)
     rows.append(
         row(
-            "rank_recovery_reference.kept_on_survivors", kept, "of recoveries", baseline=1.0, target=1.0,
+            f"{prefix}.kept_on_survivors", kept, "of recoveries", baseline=1.0, target=1.0,
             note=f"same process, same addresses, KV of every whole block byte for byte the same, in {len(every)} recoveries in place",
         )
     )  # fmt: skip
@@ -231,7 +235,7 @@ def _rows(kills: dict[str, list[Kill]], alone: Kill) -> list[Row]:
         share = found.read / found.needed
         rows.append(
             row(
-                f"rank_recovery_reference.read.{name}", share, "of the share", baseline=SHARE, ratio=SHARE / share, target=1.0,
+                f"{prefix}.read.{name}", share, "of the share", baseline=SHARE, ratio=SHARE / share, target=1.0,
                 note=f"{found.read} bytes read from the {found.source} for a lost shard; baseline: the target; pause {found.total:.3g} s",
             )
         )  # fmt: skip
