@@ -123,7 +123,7 @@ def request(seed: int | None, tokens: int, name: str = "a") -> states.RequestSta
 
 
 def runner(generator: torch.Generator, tokens: int) -> Any:
-    state = SimpleNamespace(output_token_ids=[0] * tokens)
+    state = SimpleNamespace(output_token_ids=[0] * tokens, generator=generator)
     batch = SimpleNamespace(generators={0: generator}, req_ids=["a"])
     return SimpleNamespace(input_batch=batch, requests={"a": state})
 
@@ -138,8 +138,16 @@ def test_a_draw_that_nobody_received_is_taken_back() -> None:
         2,
         3,
     ):  # the scheduler has that many; the fourth draw, perhaps the third too, was lost
-        again = states.generator_of(request(7, tokens), draws.export(), vocabulary)
+        export = draws.export(runner(generator, 4))
+        again = states.generator_of(request(7, tokens), export, vocabulary)
         assert torch.equal(torch.empty(vocabulary).exponential_(generator=again), seen[tokens])
+
+
+def test_a_draw_that_the_lost_step_did_not_come_to_is_made_where_the_last_one_ended() -> None:
+    generator = torch.Generator().manual_seed(7)
+    torch.empty(50).exponential_(generator=generator)
+    again = states.generator_of(request(7, 1), states.Draws().export(runner(generator, 1)), 50)
+    assert torch.equal(again.get_state(), generator.get_state())
 
 
 def test_draws_that_no_rank_remembers_are_made_again() -> None:

@@ -144,3 +144,17 @@ STOCK_SCHEDULER = "vllm.v1.core.sched.scheduler.Scheduler"
 def uses_v2_runner(vllm_config: Any) -> bool:
     """Whether workers run vLLM's V2 model runner, whose state is laid out in another way."""
     return bool(getattr(vllm_config, "use_v2_model_runner", False))
+
+
+def draw_again(generator: Any, tokens: int, vocabulary: int) -> None:
+    """Brings a seeded request's generator past its first `tokens` draws on the CPU: an exponential per word of the vocabulary in
+    0.31, one integer in 0.32."""
+    import torch
+
+    if version().startswith("0.31"):
+        noise = torch.empty(vocabulary)
+        for _ in range(tokens):
+            noise.exponential_(generator=generator)
+    else:
+        for _ in range(tokens):
+            torch.randint(0, 2**31, (1,), generator=generator, dtype=torch.long)

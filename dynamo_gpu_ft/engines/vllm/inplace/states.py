@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dynamo_gpu_ft.engines.vllm import compat
 from dynamo_gpu_ft.engines.vllm.inplace import inside
 
 
@@ -72,10 +73,17 @@ class Draws:
         left = {name: states for name, states in self._before.items() if name in runner.requests}
         self._before = {**left, **now}
 
-    def export(self) -> RandomState:
+    def export(self, runner: Any) -> RandomState:
+        """With where each generator is now: the next draw's place, if the lost step did not come to it."""
         import torch
 
-        return RandomState(torch.get_rng_state(), {k: dict(v) for k, v in self._before.items()})
+        seeded = {k: dict(v) for k, v in self._before.items()}
+        for request_id, state in runner.requests.items():
+            generator = getattr(state, "generator", None)
+            if generator is not None:
+                known = seeded.setdefault(request_id, {})
+                known.setdefault(len(state.output_token_ids), generator.get_state())
+        return RandomState(torch.get_rng_state(), seeded)
 
     def restart(self, requests: Sequence[RequestState], random: RandomState) -> None:
         live = {request.request_id for request in requests}
@@ -85,7 +93,7 @@ class Draws:
 def generator_of(request: RequestState, random: RandomState, vocabulary: int) -> Any:
     """The generator of a seeded request where it was before its next draw, None for others.
 
-    If no rank remembers, its draws are made again: one exponential per word of the vocabulary and token, as vLLM's sampler does."""
+    If no rank remembers, its draws are made again as vLLM's sampler made them."""
     import torch
 
     seed = getattr(request.sampling, "seed", None)
@@ -97,9 +105,7 @@ def generator_of(request: RequestState, random: RandomState, vocabulary: int) ->
         generator.set_state(known)
         return generator
     generator.manual_seed(seed)
-    noise = torch.empty(vocabulary)
-    for _ in request.output_token_ids:
-        noise.exponential_(generator=generator)
+    compat.draw_again(generator, len(request.output_token_ids), vocabulary)
     return generator
 
 

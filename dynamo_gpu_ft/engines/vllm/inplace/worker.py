@@ -131,7 +131,7 @@ class InPlaceWorker(CPUWorker):
 
     def recovery_random(self) -> states.RandomState:
         """This rank's random state, from which every rank goes on."""
-        return self.draws.export()
+        return self.draws.export(self.model_runner)
 
     def recovery_refill(self, ranks: tuple[int, ...], runs: list[Run], seconds: float) -> list[int]:
         """Engine blocks that the new ranks could load from the arena; nothing on the others."""
