@@ -100,13 +100,21 @@ class Drill:
         self.close()
 
     def run(
-        self, seed: int, faults: Sequence[Fault] = (), *, tokens: int = 24, **how: Any
+        self,
+        seed: int,
+        faults: Sequence[Fault] = (),
+        *,
+        tokens: int = 24,
+        condemned: str = "",
+        **how: Any,
     ) -> Report:
-        """Serves the prompts of `seed` under `faults`."""
+        """Serves the prompts of `seed` under `faults`; `condemned` is a verdict on shard 0, told before the first step."""
         engine, outputs, begun = self.engine, {}, len(self.events)
         self.pending = [fault for fault in faults if fault.phase in RECOVERING]
         serving = [fault for fault in faults if fault.phase not in RECOVERING]
         before = self.addresses()
+        if condemned:
+            engine.condemn(0, condemned)
         for index, prompt in enumerate(prompts(seed)):
             name = f"{seed}-{index}"
             outputs[engine.submit(prompt, Sampling(max_tokens=tokens, seed=seed, **how), name)] = (

@@ -99,8 +99,7 @@ def test_a_condemned_rank_is_replaced_though_it_lives(
     pair: Drill, undisturbed: list[list[int]]
 ) -> None:
     old = pair.engine.crew.members[0].pid
-    pair.engine.condemn(0, "XID 79: the GPU has fallen off the bus")
-    report = pair.run(1)
+    report = pair.run(1, condemned="XID 79: the GPU has fallen off the bus")
     assert report.tokens == undisturbed
     assert report.deaths[0].reason.startswith("XID 79")
     assert not Path(f"/proc/{old}").exists()
