@@ -37,20 +37,28 @@ class Mirror:
         self._open: Now | None = None
         self._seen: Now | None = None
         self._beat_at: float | None = None
+        self._turn = False  # the last word was a beat: a section goes first now
 
     def next(self, at: float, now: Now) -> Message | None:
         """What to say at second `at`, None for nothing. The caller sends it, or starts anew with another `Mirror`."""
         lasting, self._seen = now == self._seen, now
         if self._open is not None and self._open != now:
             over, self._open = self._open, None
+            self._turn = False
             return Message("close", over.section)
-        if self._beat_at is None or at - self._beat_at >= self._beat_every_s:
-            self._beat_at = at
+        begins = lasting and self._open is None and self._has(now.section)
+        due = self._beat_at is None or at - self._beat_at >= self._beat_every_s
+        # When both want to be told, they take turns: neither keeps the other waiting for ever.
+        if due and not (begins and self._turn):
+            self._beat_at, self._turn = at, True
             return Message("beat")
-        if lasting and self._open is None and (self._known is None or now.section in self._known):
-            self._open = now
+        if begins:
+            self._open, self._turn = now, False
             return Message("open", now.section)
         return None
+
+    def _has(self, section: str) -> bool:
+        return self._known is None or section in self._known
 
 
 def of_heartbeat(look: Callable[[], list[dict[str, object]]], rank: int) -> Callable[[], Now]:

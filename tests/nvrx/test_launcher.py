@@ -36,6 +36,7 @@ def test_a_killed_a_stopped_and_a_stuck_rank_are_each_replaced_and_the_job_ends_
     assert harness.alive(ended.pids()) == []
 
 
+@pytest.mark.long
 def test_a_recovery_that_failed_is_not_restarted_and_says_so_with_its_own_status(
     nvrx: str, tmp_path: Path
 ) -> None:
@@ -48,6 +49,7 @@ def test_a_recovery_that_failed_is_not_restarted_and_says_so_with_its_own_status
     assert harness.alive(ended.pids()) == []
 
 
+@pytest.mark.long
 def test_a_node_that_a_rank_wants_excluded_runs_nothing_again(nvrx: str, tmp_path: Path) -> None:
     ended = harness.launch(
         [*OPTIONS, *LIMITS], harness.GLOO_RANK, tmp_path / "report", "exclude,fine", version=nvrx
@@ -58,6 +60,7 @@ def test_a_node_that_a_rank_wants_excluded_runs_nothing_again(nvrx: str, tmp_pat
     assert harness.alive(ended.pids()) == []
 
 
+@pytest.mark.long
 def test_the_kill_of_nvrxs_launcher_alone_ends_its_ranks_and_the_job(
     nvrx: str, tmp_path: Path
 ) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dynamo_gpu_ft import native
@@ -38,6 +38,7 @@ class Server:
     st.lists(st.tuples(st.sampled_from(["step", "weights", "idle", "own"]), st.integers(1, 30))),
     st.floats(0.1, 2.0),
 )
+@example([("step", 24), ("step", 5)], 0.1)  # a beat is due at every tick
 def test_a_long_stay_is_told_within_three_ticks_and_its_end_within_two(
     stays: list[tuple[str, int]], beat_every_s: float
 ) -> None:

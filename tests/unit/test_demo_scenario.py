@@ -52,8 +52,19 @@ def undisturbed(scene: Scene) -> list[Any]:
         return scenario.undisturbed(scene, server)
 
 
+_before: set[processes.Process] = set()
+
+
+@pytest.fixture(autouse=True)
+def others() -> None:
+    """Other tests have helpers of multiprocessing started, which live as long as this process."""
+    _before.clear()
+    _before.update(processes.descendants(os.getpid()))
+
+
 def children() -> list[str]:
-    return [process.title() for process in processes.descendants(os.getpid()) if process.running()]
+    ours = [p for p in processes.descendants(os.getpid()) if p not in _before]
+    return [process.title() for process in ours if process.running()]
 
 
 def test_a_server_that_keeps_its_promise_passes(scene: Scene) -> None:
