@@ -309,6 +309,7 @@ class ReferenceGroup:
         self.facts |= {
             "kv_bytes": sum(answer.bytes for answer in restored.values()),
             "recomputed_tokens": again,
+            "not_restored": sorted({why for answer in restored.values() for why in answer.reasons}),
             "restored_blocks": sum(good.values()),
         }
 

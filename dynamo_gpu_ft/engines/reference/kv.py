@@ -19,6 +19,7 @@ from dynamo_gpu_ft.engines.reference.messages import Prefix, Restored
 from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.engines.reference.shape import Shape
 from dynamo_gpu_ft.engines.reference.split import Cut, Range
+from dynamo_gpu_ft.errors import ArenaError
 from dynamo_gpu_ft.kv import arena, layout, namespace
 from dynamo_gpu_ft.kv.base import Tier
 from dynamo_gpu_ft.kv.blocks import Run
@@ -27,6 +28,8 @@ from dynamo_gpu_ft.kv.snapshot import SnapshotQueue
 
 #: How long stores under way may take when a head gets another cache; what is not sealed then is stored again later.
 _DRAIN_S = 0.5
+#: How long the lock of a head may take to come free before it is taken.
+_HANDOVER_S = 0.1
 
 
 def make_cache(
@@ -99,9 +102,7 @@ class Snapshots:
         )
         self.epoch = arena.begin_epoch(opened, self._engine_id, takeover=config.takeover)
         record = namespace.encode(self._identity, described.fingerprint)
-        writer = arena.attach_writer(
-            opened, shard=head, engine_id=self._engine_id, record=record, takeover=config.takeover
-        )
+        writer = self._writer(opened, head, record)
         arena.apply_limits(opened, namespace=writer.namespace, config=config)
         self.namespace = writer.namespace
         tier: Tier
@@ -113,6 +114,22 @@ class Snapshots:
             tier, max_lag_bytes=config.max_lag_bytes, load_timeout_s=config.load_timeout_s
         )
         return queue, tier
+
+    def _writer(self, opened: Any, head: int, record: bytes) -> Any:
+        """The head's writer. A rank that let go of it may keep the lock for as long as it lives, if a copy was under way then; the driver
+        has ended or fenced everybody else before it gives us the head, so after a moment it is taken over."""
+        give_up = time.monotonic() + _HANDOVER_S
+        while True:
+            late = time.monotonic() > give_up
+            try:
+                return arena.attach_writer(
+                    opened, shard=head, engine_id=self._engine_id, record=record,
+                    takeover=late or self._config.takeover,
+                )  # fmt: skip
+            except ArenaError as error:
+                if error.rule != "busy" or late:
+                    raise
+            time.sleep(0.002)
 
     def forget(self, requests: Sequence[str]) -> None:
         """Before a step: blocks of these requests are about to be reused."""

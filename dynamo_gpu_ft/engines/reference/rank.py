@@ -110,7 +110,8 @@ class Rank:
         self._faults.at("restore")
         kept = self._own.snapshots
         if kept is None:
-            return say.Restored(blocks={}, bytes=0, seconds=0.0)
+            why = self._own.not_protected or "KV snapshots are off"
+            return say.Restored(blocks={}, bytes=0, seconds=0.0, reasons=(why,))
         return kept.restore(order.prefixes, order.heads, order.deadline_s)
 
     # -- serving -----------------------------------------------------------------------------------------------------------
