@@ -118,6 +118,7 @@ def test_running_streams_lose_at_most_their_open_block(warm: dict[str, Any]) -> 
         assert event["tokens_recomputed"] <= 2 * BLOCK, event
 
 
+@pytest.mark.long
 def test_without_kv_in_the_arena_a_killed_worker_costs_computing_and_no_token(
     cold: dict[str, Any],
 ) -> None:
@@ -126,13 +127,14 @@ def test_without_kv_in_the_arena_a_killed_worker_costs_computing_and_no_token(
     assert all(e["tokens_restored"] == 0 for e in cold["events"] if e["event"] == "request_resumed")
 
 
+@pytest.mark.long
 def test_a_stopped_worker_is_replaced_too(cold: dict[str, Any]) -> None:
     check_streams(cold, "frozen_0")
     check_processes(cold, "frozen_0", "0")
     assert recoveries(cold) == [("respawn", "serving")] * 2
 
 
-@pytest.mark.parametrize("engine", ["warm", "cold"])
+@pytest.mark.parametrize("engine", ["warm", pytest.param("cold", marks=pytest.mark.long)])
 def test_the_prefix_cache_is_right_afterwards_and_nothing_is_left_behind(
     engine: str, request: pytest.FixtureRequest
 ) -> None:
