@@ -42,14 +42,8 @@ def started_at(pid: int) -> int:
 
 
 @contextmanager
-def tagged(tag: str, more: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Children started inside carry `tag`, and `more` in their environment. Our own resource tracker is started before, so that it
-    does not.
-
-    NOTE: the environment is the process's: a thread that starts a child meanwhile tags it too. SPT_NOENV keeps setproctitle,
-    which engines use, from writing its title over the environment that /proc shows."""
-    resource_tracker.ensure_running()
-    added = {TAG_VARIABLE: tag, "SPT_NOENV": "1", **(more or {})}
+def environment(added: Mapping[str, str]) -> Iterator[None]:
+    """This process's environment with `added` in it, for children started inside; as it was afterwards."""
     before = {name: os.environ.get(name) for name in added}
     os.environ.update(added)
     try:
@@ -60,6 +54,19 @@ def tagged(tag: str, more: Mapping[str, str] | None = None) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def tagged(tag: str, more: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Children started inside carry `tag`, and `more` in their environment. Our own resource tracker is started before, so that it
+    does not.
+
+    NOTE: the environment is the process's: a thread that starts a child meanwhile tags it too. SPT_NOENV keeps setproctitle,
+    which engines use, from writing its title over the environment that /proc shows."""
+    resource_tracker.ensure_running()
+    added = {TAG_VARIABLE: tag, "SPT_NOENV": "1", **(more or {})}
+    with environment(added):
+        yield
 
 
 def adopt_orphans() -> bool:

@@ -6,14 +6,14 @@ Used by the group's adapter, on the coordinator's thread, which lives as long as
 from __future__ import annotations
 
 import contextlib
-import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import Any
 
 from dynamo_gpu_ft.engines.vllm.inplace.orders import Go, Line, Switchboard, Take
+from dynamo_gpu_ft.recovery import processes
 from dynamo_gpu_ft.recovery.group.base import Deadline, StandbyLost
 
 
@@ -91,7 +91,10 @@ def start(
 
     executor.switchboard.expect([rank])
     lock = get_mp_context().Lock()
-    with _added(environment), executor.omp.configure_omp_envs(rank=rank, local_rank=rank):
+    with (
+        processes.environment(environment),
+        executor.omp.configure_omp_envs(rank=rank, local_rank=rank),
+    ):
         handle = WorkerProc.make_worker_process(
             vllm_config=executor.vllm_config,
             local_rank=rank,
@@ -139,20 +142,6 @@ def start_standby(executor: Any, rank: int, layout: str, kv_cache_configs: Any) 
     death_reader.close()
     handle = UnreadyWorkerProcHandle(process, rank, ready_reader, death_writer)
     return Replacement(rank, handle, kept=lock)
-
-
-@contextlib.contextmanager
-def _added(environment: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def end_process(process: Any, handle: Any, switchboard: Switchboard, wait_s: float = 5.0) -> bool:
