@@ -1,6 +1,6 @@
 """SIGKILL of one tensor-parallel worker of a real vLLM engine until every stream has its next token: in place, and by a restart.
 
-Each repetition is one whole `demo --fault rank`: the same engine, in the same run, loses one worker and then everything.
+Each way is one `demo --fault rank`: one server, whose engine loses either worker in turn, several times, and then everything.
 """
 
 import json
@@ -23,17 +23,21 @@ PHASES = ("quiesce", "rebuild", "validate")
 
 
 def measure(options: Options) -> list[Row]:
-    rows: list[Row] = []
-    for way, (standbys, target) in WAYS.items():
-        runs = [_demo(options, standbys, seed) for seed in range(1 if options.quick else 3)]
-        rows += _rows(way, runs, target)
-    return rows
+    kills = 1 if options.quick else 5
+    runs = {way: _demo(options, standbys, kills) for way, (standbys, _) in WAYS.items()}
+    wholes = [run["whole_engine"] for run in runs.values()]
+    return [
+        line
+        for way, (_, target) in WAYS.items()
+        for line in _rows(way, runs[way]["kills"], wholes, target)
+    ]
 
 
-def _rows(way: str, runs: list[dict[str, Any]], target: float) -> list[Row]:
-    """Rows of one way to take the place, over its runs."""
+def _rows(
+    way: str, ones: list[dict[str, Any]], wholes: list[dict[str, Any]], target: float
+) -> list[Row]:
+    """Rows of one way to take the place, over its kills; beside every restart of the whole engine of this bench."""
     name = f"rank_recovery_vllm.{way}"
-    ones, wholes = [r["one_worker"] for r in runs], [r["whole_engine"] for r in runs]
     rows = [
         _seconds(f"{name}.notice", [one["noticed_s"] for one in ones], "the worker's death is seen")
     ]
@@ -43,11 +47,17 @@ def _rows(way: str, runs: list[dict[str, Any]], target: float) -> list[Row]:
         )
         for phase in PHASES
     ]
+    rows.append(
+        _seconds(
+            f"{name}.weigh",
+            [one["steps_s"]["weigh"] for one in ones],
+            "digests of a replacement's weights, its loading's included: part of validate, and of the replacement's start",
+        )
+    )
     tails = [one["next_token_s"] - one["serving_s"] for one in ones]
     rows.append(_seconds(f"{name}.first_token", tails, "from serving to the last stream's token"))
     took = [one["next_token_s"] for one in ones]
     restarts = [whole["next_token_s"] for whole in wholes]
-    ratios = [b / a for a, b in zip(took, restarts, strict=True)]
     same = sum(one["identical"] for one in ones), sum(one["streams"] for one in ones)
     rows.append(
         row(
@@ -55,21 +65,20 @@ def _rows(way: str, runs: list[dict[str, Any]], target: float) -> list[Row]:
             statistics.median(took),
             "s",
             baseline=statistics.median(restarts),
-            ratio=statistics.median(ratios),
+            ratio=statistics.median(restarts) / statistics.median(took),
             target=target,
-            note=f"SIGKILL to the next token of every stream; baseline: the whole engine killed in the same run; {spread(took)}; "
-            f"restart {spread(restarts)}; {same[0]} of {same[1]} streams identical",
+            note=f"SIGKILL to the next token of every stream, either worker in turn; baseline: the whole engine killed, same server; "
+            f"{spread(took)}; restart {spread(restarts)}; {same[0]} of {same[1]} streams identical",
         )
     )
-    serving = [one["serving_s"] for one in ones]
-    again = [whole["serving_s"] for whole in wholes]
+    serving, again = [one["serving_s"] for one in ones], [whole["serving_s"] for whole in wholes]
     rows.append(
         row(
             f"{name}.serving",
             statistics.median(serving),
             "s",
             baseline=statistics.median(again),
-            ratio=statistics.median(b / a for a, b in zip(serving, again, strict=True)),
+            ratio=statistics.median(again) / statistics.median(serving),
             note=f"SIGKILL until the engine can make steps again; {spread(serving)}; restart {spread(again)}",
         )
     )
@@ -80,13 +89,13 @@ def _seconds(name: str, values: list[float], what: str) -> Row:
     return row(name, statistics.median(values), "s", note=f"{what}; {spread(values)}")
 
 
-def _demo(options: Options, standbys: int, seed: int) -> dict[str, Any]:
+def _demo(options: Options, standbys: int, kills: int) -> dict[str, Any]:
     """One demo in a process of its own. A difference is a result; a demo that could not run is an error."""
-    options.say(f"demo --fault rank, {standbys} standbys, seed {seed}")
+    options.say(f"demo --fault rank, {standbys} standbys, {kills} kills")
     with tempfile.TemporaryDirectory(prefix="gft-bench-") as folder:
         file = Path(folder) / "demo.json"
         command = [sys.executable, "-m", "dynamo_gpu_ft", "demo", "--fault", "rank"]
-        command += ["--standbys", str(standbys), "--seed", str(seed), "--json", str(file)]
+        command += ["--standbys", str(standbys), "--kills", str(kills), "--json", str(file)]
         done = subprocess.run(command, stdout=subprocess.DEVNULL, timeout=DEADLINE_S)
         if done.returncode not in (0, 1) or not file.exists():
             raise GpuFtError(

@@ -65,6 +65,17 @@ def test_a_recovery_in_place_passes_and_its_screen_has_the_timeline_and_the_tabl
     assert screen.splitlines()[-1].startswith("VERDICT: PASS: 2 of 2 streams identical")
 
 
+def test_every_kill_of_a_series_is_judged_and_told() -> None:
+    series = played()
+    series.more = [played().rank, played().rank]
+    result = rank_report.judge(SCENE, WHERE, series)
+    assert [kill["identical"] for kill in result["kills"]] == [2, 2, 2]
+    assert "3 kills of either worker in turn" in rank_report.render(result)
+    assert "6 of 6 streams identical" in rank_report.render(result)
+    series.more[1].after = [CORE, NEW]
+    assert rank_report.judge(SCENE, WHERE, series)["verdict"] == "fail"
+
+
 def test_a_second_replaced_process_fails() -> None:
     broken = played()
     broken.rank.after = [CORE, NEW]

@@ -60,6 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="with --fault rank: warm standby processes (default: one for each rank; 0: a new process takes the place)",
     )
+    add(
+        "--kills",
+        type=_positive,
+        default=1,
+        help="with --fault rank: how often a worker is killed, either one in turn (default 1)",
+    )
     add("--streams", type=_positive, default=4, help="open streams (default 4)")
     add("--prompt-tokens", type=_positive, default=512, help="tokens of each prompt (default 512)")
     add("--max-tokens", type=_positive, default=160, help="tokens to generate (default 160)")
@@ -157,7 +163,7 @@ def _play_rank(args: argparse.Namespace, scene: Scene, name: str) -> int:
             "there is no other worker to go on with", value=f"--tp {args.tp}", remedy="--tp 2"
         )
     standbys = args.tp if args.standbys is None else max(0, args.standbys)
-    result = rank_report.judge(scene, _where(name), rank.play(scene, standbys))
+    result = rank_report.judge(scene, _where(name), rank.play(scene, standbys, args.kills))
     _write(args.json, result, rank_report.render(result))
     return OK if result["verdict"] == report.PASS else DIFFERENT
 

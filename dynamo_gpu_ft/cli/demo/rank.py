@@ -1,4 +1,4 @@
-"""`demo --fault rank`: one server, the same streams three times: undisturbed, one worker killed, the whole engine killed.
+"""`demo --fault rank`: one server, the same streams undisturbed, then one worker killed (once or more), then the whole engine killed.
 
 Effects happen here, judging and rendering in `rank_report`.
 """
@@ -36,7 +36,7 @@ class Round:
 
 @dataclass
 class Played:
-    """`shard` is the one whose worker was killed; `standbys` were ready at that moment."""
+    """`shard` is the one whose worker was killed; `standbys` were ready at that moment. `more`: further kills, of either shard in turn."""
 
     reference: list[Stream]
     rank: Round
@@ -44,11 +44,11 @@ class Played:
     shard: int
     standbys: int
     in_memory: bool = True
-    notes: list[str] = field(default_factory=list)
+    more: list[Round] = field(default_factory=list)
 
 
-def play(scene: Scene, standbys: int) -> Played:
-    """Errors: `GpuFtError` when the server cannot start, refuses recovery in place, or a stream of the reference fails."""
+def play(scene: Scene, standbys: int, kills: int = 1) -> Played:
+    """Kills a worker `kills` times, each when `standbys` are ready. Errors: `GpuFtError` when the server cannot start, refuses recovery in place, or a stream of the reference fails."""
     told = scene.folder / "journal.jsonl"
     with ArenaFolder(scene.arena_bytes) as arena:
         environ = {
@@ -59,6 +59,8 @@ def play(scene: Scene, standbys: int) -> Played:
             "DYN_GPU_FT_JOURNAL": str(told),
             "DYN_GPU_FT_STANDBYS": str(standbys),
         }
+        if kills > 2:
+            environ["DYN_GPU_FT_MAX_RESTARTS"] = str(kills + 1)
         server = Server(
             PROTECTED,
             scene.model,
@@ -71,15 +73,20 @@ def play(scene: Scene, standbys: int) -> Played:
             with Phase("starting protected vLLM") as phase:
                 server.wait_ready(phase)
             reference = scenario.undisturbed(scene, server)
-            with Phase("waiting for standbys") as phase:
-                ready = _wait(server, standbys, phase)
-            shard = max(ready["members"], key=int)
-            victim = _member(server, ready, shard)
-            with Phase(f"{scene.fault.name} of the worker of shard {shard}") as phase:
-                rank = _round(scene, server, told, "b", phase, [victim])
+            rounds: list[Round] = []
+            for number in range(kills):
+                with Phase("waiting for standbys") as phase:
+                    ready = _wait(server, standbys, phase)
+                if not rounds:
+                    shard, stood = max(ready["members"], key=int), int(ready["standbys"])
+                chosen = sorted(ready["members"], key=int)[-1 - number % len(ready["members"])]
+                victim = _member(server, ready, chosen)
+                with Phase(f"{scene.fault.name} of the worker of shard {chosen}") as phase:
+                    run = "b" if number == 0 else f"b{number}x"
+                    rounds.append(_round(scene, server, told, run, phase, [victim]))
             with Phase(f"{scene.fault.name} of the whole engine") as phase:
                 whole = _round(scene, server, told, "c", phase, None)
-    return Played(reference, rank, whole, int(shard), int(ready["standbys"]), arena.in_memory)
+    return Played(reference, rounds[0], whole, int(shard), stood, arena.in_memory, rounds[1:])
 
 
 def _round(

@@ -33,11 +33,17 @@ def judge(scene: Scene, where: Where, played: Played) -> dict[str, Any]:
     """The whole result as plain data; "pass" only if every stream is whole and identical and nobody else was replaced."""
     problems: list[str] = []
     rank = _judged(scene, played.reference, played.rank, "one worker", problems)
+    kills = [rank]
+    kills += [
+        _judged(scene, played.reference, round_, f"kill {number}", problems)
+        for number, round_ in enumerate(played.more, 2)
+    ]
     whole = _judged(scene, played.reference, played.whole, "whole engine", problems)
-    if rank["replaced"] != 1:
-        problems.append(f"{rank['replaced']} processes were replaced for one lost worker")
-    if not any(isinstance(event, GroupRecovered) for event in played.rank.journal):
-        problems.append("the worker was not replaced in place")
+    for kill, round_ in zip(kills, (played.rank, *played.more), strict=True):
+        if kill["replaced"] != 1:
+            problems.append(f"{kill['replaced']} processes were replaced for one lost worker")
+        if not any(isinstance(event, GroupRecovered) for event in round_.journal):
+            problems.append("the worker was not replaced in place")
     notes = (
         [] if played.in_memory else ["the arena was on disk: the memory file system had no room"]
     )
@@ -51,6 +57,7 @@ def judge(scene: Scene, where: Where, played: Played) -> dict[str, Any]:
         "signal": scene.fault.name,
         "timeline": timeline(played.rank.journal, played.rank.killed.wall, rank["next_token_s"]),
         "one_worker": rank,
+        "kills": kills,
         "whole_engine": whole,
         "engine": where.engine,
         "model": where.model,
@@ -138,12 +145,26 @@ def render(result: dict[str, Any]) -> str:
         *(f"  {row['at_s']:7.2f} s  {row['what']}" for row in result["timeline"]),
         "",
         _table(result),
+        *_all_kills(result["kills"]),
         "",
         *(f"note: {note}" for note in result["notes"]),
         *(f"problem: {problem}" for problem in result["problems"]),
         _verdict(result),
     ]
     return "\n".join(lines)
+
+
+def _all_kills(kills: list[dict[str, Any]]) -> list[str]:
+    """One line for the rest of a series, none for a single kill."""
+    if len(kills) == 1:
+        return []
+    took = [kill["next_token_s"] for kill in kills]
+    same = sum(kill["identical"] for kill in kills)
+    streams = sum(kill["streams"] for kill in kills)
+    return [
+        f"{len(kills)} kills of either worker in turn, next token of every stream after, s: "
+        f"{', '.join(f'{t:.2f}' for t in took)}; {same} of {streams} streams identical"
+    ]
 
 
 def _table(result: dict[str, Any]) -> str:
