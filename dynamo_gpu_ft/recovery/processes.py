@@ -41,6 +41,15 @@ def started_at(pid: int) -> int:
         return 0
 
 
+def lives(process: Process) -> bool:
+    """Whether it is there and has not ended; a zombie has."""
+    try:
+        state, started = _stat(Path("/proc") / str(process.pid))
+    except OSError:
+        return False
+    return started == process.started and state not in ("Z", "X")
+
+
 @contextmanager
 def environment(added: Mapping[str, str]) -> Iterator[None]:
     """This process's environment with `added` in it, for children started inside; as it was afterwards."""

@@ -14,7 +14,7 @@ from dynamo_gpu_ft.recovery.group.base import Deadline, MembersLost, StandbyLost
 from dynamo_gpu_ft.recovery.group.plan import Kind, Plan
 from dynamo_gpu_ft.recovery.group.side import Overrun
 from dynamo_gpu_ft.recovery.membership.base import Member, Membership
-from dynamo_gpu_ft.sim.membership import MemoryStore, unavailable
+from dynamo_gpu_ft.sim.membership import BreakableStore, unavailable
 
 _T = TypeVar("_T")
 
@@ -78,7 +78,7 @@ class SimGroup:
         self._pids = itertools.count(100)
         self.processes = {shard: Process(next(self._pids)) for shard in range(self.shards)}
         self.used_epochs = {1}
-        self.store = MemoryStore(self._store_called)
+        self.store = BreakableStore(self._store_called)
         self._known: set[int] = set()
         self._ended: set[int] = (
             set()

@@ -19,7 +19,7 @@ from dynamo_gpu_ft.config import Config
 from dynamo_gpu_ft.errors import ConfigError, StoreUnavailable
 from dynamo_gpu_ft.recovery.membership.base import MembershipStore
 from dynamo_gpu_ft.recovery.membership.open import open_store
-from dynamo_gpu_ft.sim.membership import MemoryStore
+from dynamo_gpu_ft.sim.membership import BreakableStore
 from tests.contracts.membership_world import ROOT, membership, opened, server
 
 REAL = ["file", "tcp", "tcp+folder", "etcd"]
@@ -28,7 +28,7 @@ REAL = ["file", "tcp", "tcp+folder", "etcd"]
 class Place:
     def __init__(self, url: str, process: subprocess.Popen[str] | None) -> None:
         self.url, self.process = url, process
-        self._memory = MemoryStore()
+        self._memory = BreakableStore()
 
     def open(self, deadline_s: float = 5.0) -> MembershipStore:
         return self._memory if self.url == "memory" else opened(self.url, deadline_s)

@@ -9,12 +9,14 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import inplace_faults
 from recovery_scenarios import MAX_TOKENS, Scenarios, main_with
 
-from dynamo_gpu_ft.events import decode
+from dynamo_gpu_ft.events import StepDone, decode
 from dynamo_gpu_ft.recovery import processes
 
 
@@ -47,13 +49,18 @@ class InPlace(Scenarios):
         rank: int,
         number: int = signal.SIGKILL,
         opened: dict[str, asyncio.Task[None]] | None = None,
+        how: Callable[[int], Awaitable[Any]] | None = None,
     ) -> dict[str, Any]:
+        """Open streams, of which one worker is lost in the middle: by signal `number`, or by `how(pid)`."""
         core, before = self.core_pid(), self.workers()
         streams = opened or self.open(label, range(3))
         await self.decoding(streams)
         victim = processes.Process(before[rank], processes.started_at(before[rank]))
         segments = processes.shared_segments([victim], ("psm_", "vllm_dist_"))
-        os.kill(before[rank], number)
+        if how is None:
+            os.kill(before[rank], number)
+        else:
+            await how(before[rank])
         killed = time.monotonic()
         counts = {n: len(self.tokens[n]) for n in streams}
         await self.until(lambda: any(len(self.tokens[n]) > counts[n] + 3 for n in streams))
@@ -224,6 +231,44 @@ class InPlace(Scenarios):
             "core": [kills[0]["core"][0], kills[-1]["core"][1]],
             "workers": [kill["workers"] for kill in kills],
             "resumed": [],
+        }
+
+    async def stalled(self) -> dict[str, Any]:
+        """One worker stays in its step, alive and answering; the other one waits for it in a collective."""
+        seen = await self.lose(
+            "stalled", 1, how=lambda pid: self.engine.collective_rpc("fault_stall", args=(1, 3))
+        )
+        return {**seen, "why": [e.reason for e in self.events if type(e).__name__ == "MemberDied"]}
+
+    async def shared_memory(self) -> list[bool]:
+        """For each rank, whether its collectives go through shared memory."""
+        found: list[bool] = await self.engine.collective_rpc("fault_groups")
+        return found
+
+    async def rotten_standby(self) -> dict[str, Any]:
+        """A bit of the weights of the standby that will be taken is turned over, long after it has loaded them."""
+        await self.standbys_ready(2)
+        pattern = bytes.fromhex(os.environ["GFT_PATTERN"])
+        standbys = [p for p in self.children() if p not in self.workers().values()]
+        hit = [await asyncio.to_thread(inplace_faults.rot, pid, pattern) for pid in standbys]
+        steps = self.count("StepDone")
+        seen = await self.lose("rotten", 1)
+        told = [e for e in self.events if isinstance(e, StepDone)][steps:]
+        wrong = [e.detail for e in told if e.step == "validate" and not e.ok]
+        return {**seen, "hit": hit, "wrong": wrong}
+
+    async def dies_for_good(self) -> dict[str, Any]:
+        """Each worker of shard 1 is killed in turn, until nobody tries any more."""
+        kills = [await self.lose(f"dying{number}-", 1) for number in range(2)]
+        streams = self.open("last", range(2))
+        await self.decoding(streams)
+        os.kill(self.workers()[1], signal.SIGKILL)
+        ends = await asyncio.gather(*streams.values(), return_exceptions=True)
+        return {
+            "kills": kills,
+            "ends": [type(end).__name__ for end in ends],
+            "failed": self.engine._resilient.failed,
+            "errored": self.engine.errored,
         }
 
     async def again(self) -> dict[str, Any]:

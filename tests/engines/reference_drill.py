@@ -17,7 +17,7 @@ from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.engines.reference.sampling import Sampling
 from dynamo_gpu_ft.events import Event, EventStream, GroupRecovered, MemberDied, StateChanged
 from dynamo_gpu_ft.recovery.group.base import Deadline
-from dynamo_gpu_ft.sim.membership import MemoryStore
+from dynamo_gpu_ft.recovery.membership.memory import MemoryStore
 
 KINDS = ("kill", "stop", "segv", "raise")
 SERVING = ("prefill", "decode", "collective")

@@ -215,7 +215,7 @@ def test_requests_beyond_what_fits_wait_and_are_preempted_without_changing_a_tok
     wanted = [greedy_of_transformers(tiny_llama(), p, 40) for p in prompts(8, 6)]
     from dynamo_gpu_ft.engines.reference.driver import Engine
     from dynamo_gpu_ft.engines.reference.options import Options
-    from dynamo_gpu_ft.sim.membership import MemoryStore
+    from dynamo_gpu_ft.recovery.membership.memory import MemoryStore
 
     settings = {
         "arena_dir": str(folder),

@@ -2,94 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import engine_environment
+from inplace_story import (
+    check_processes,
+    check_streams,
+    folder_of_its_own,
+    recoveries,
+    run,
+)
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
-PROGRAM = Path(__file__).with_name("inplace_scenarios.py")
 BLOCK = 32
-
-
-def run(
-    model: Path, folder: Path, scenarios: list[str], settings: dict[str, Any], **environment: str
-) -> dict[str, Any]:
-    """What the scenarios saw, and the journal."""
-    ours = {"arena_dir": str(folder), "arena_bytes": "128MiB", "ledger_bytes": "1MiB"}
-    ours |= {"max_restarts": 30, "journal": str(folder / "journal"), "restore_by_cost": False}
-    engine = {"scenarios": scenarios, "llm": {"tensor_parallel_size": 2}}
-    orders = [json.dumps(ours | settings), json.dumps(engine)]
-    with (folder / "log").open("wb") as log:
-        program = subprocess.Popen(
-            [sys.executable, str(PROGRAM), str(model), *orders],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env=engine_environment(VLLM_CPU_OMP_THREADS_BIND="0|1", **environment),
-            start_new_session=True,
-        )
-    try:
-        answer, _ = program.communicate(timeout=500)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(program.pid, signal.SIGKILL)
-    assert program.returncode == 0, (folder / "log").read_text(errors="replace")[-4000:]
-    return dict(json.loads(answer))
-
-
-def folder_of_its_own() -> Path:
-    return Path(tempfile.mkdtemp(prefix="gft-inplace-", dir="/dev/shm"))
 
 
 @pytest.fixture(scope="module")
 def warm(tiny_model: Path) -> Iterator[dict[str, Any]]:
     """With two standbys, and KV in the arena."""
-    folder = folder_of_its_own()
     scenarios = ["undisturbed", "sampled", "sampled_rank_0", "prefill", "prefill_again", "again"]
-    yield run(tiny_model, folder, scenarios, {"standbys": 2})
-    shutil.rmtree(folder, ignore_errors=True)
+    with folder_of_its_own() as folder:
+        yield run(tiny_model, folder, scenarios, {"standbys": 2})
 
 
 @pytest.fixture(scope="module")
 def cold(tiny_model: Path) -> Iterator[dict[str, Any]]:
     """Without standbys, and without KV to restore from."""
-    folder = folder_of_its_own()
     scenarios = ["undisturbed", "rank_1", "frozen_0", "again"]
-    yield run(tiny_model, folder, scenarios, {"snapshot": False})
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def check_streams(seen: dict[str, Any], scenario: str, like: str = "undisturbed") -> None:
-    got, expected = seen[scenario], seen[like]["tokens"]
-    assert got["finish"] == ["length"]
-    for name, tokens in got["tokens"].items():
-        assert tokens == expected[name[-1]], f"stream {name} of {scenario} differs"
-
-
-def check_processes(seen: dict[str, Any], scenario: str, rank: str) -> None:
-    core_before, core_after = seen[scenario]["core"]
-    before, after = seen[scenario]["workers"]
-    assert core_before == core_after
-    assert sorted(before) == sorted(after) == ["0", "1"]
-    assert {r: before[r] == after[r] for r in before} == {rank: False, str(1 - int(rank)): True}
-    assert seen[scenario].get("left", []) == [], "shared memory of the lost worker"
-
-
-def recoveries(seen: dict[str, Any]) -> list[tuple[str, str]]:
-    assert "engine_died" not in [event["event"] for event in seen["events"]]
-    ended = [event for event in seen["events"] if event["event"] == "group_recovered"]
-    return [(event["kind"], event["outcome"]) for event in ended if event["outcome"] != "cleared"]
+    with folder_of_its_own() as folder:
+        yield run(tiny_model, folder, scenarios, {"snapshot": False})
 
 
 def test_the_output_rank_is_lost_in_decode_and_even_seeded_streams_go_on_identically(
@@ -148,17 +92,9 @@ def test_the_prefix_cache_is_right_afterwards_and_nothing_is_left_behind(
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_twenty_kills_of_either_worker_one_after_another(tiny_model: Path) -> None:
-    folder = folder_of_its_own()
-    try:
-        seen = run(
-            tiny_model,
-            folder,
-            ["undisturbed", "series", "again"],
-            {"standbys": 2},
-            GFT_KILLS="20",
-        )
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with folder_of_its_own() as folder:
+        scenarios = ["undisturbed", "series", "again"]
+        seen = run(tiny_model, folder, scenarios, {"standbys": 2}, GFT_KILLS="20")
     expected = seen["undisturbed"]["tokens"]
     series = seen["series"]
     assert len(series["tokens"]) == 60
@@ -177,15 +113,12 @@ def test_twenty_kills_of_either_worker_one_after_another(tiny_model: Path) -> No
 @pytest.mark.timeout(900)
 def test_second_faults_end_in_serving_as_well(tiny_model: Path) -> None:
     """A replacement that dies, the other worker in mid-recovery, a standby, and a loss that nobody is there to see."""
-    folder = folder_of_its_own()
     scenarios = ["undisturbed", "replacement_killed", "survivor_killed", "idle", "again"]
-    try:
+    with folder_of_its_own() as folder:
         seen = run(tiny_model, folder, scenarios, {})
         stand_in = run(
             tiny_model, folder, ["undisturbed", "standby_killed", "standby_rank_1"], {"standbys": 1}
         )
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     for scenario in scenarios[1:]:
         check_streams(seen, scenario)
     assert seen["replacement_killed"]["core"][0] == seen["replacement_killed"]["core"][1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
-import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,10 +20,8 @@ from dynamo_gpu_ft.config import Config
 from dynamo_gpu_ft.engines.vllm.inplace import ghost, hang, http, states, support
 from dynamo_gpu_ft.engines.vllm.inplace.front import GroupFront, GroupStatus
 from dynamo_gpu_ft.engines.vllm.inplace.link import Armed, Told
-from dynamo_gpu_ft.engines.vllm.inplace.store import OwnStore
 from dynamo_gpu_ft.engines.vllm.inplace.undo import chains, resumed, written_blocks
 from dynamo_gpu_ft.events import EventStream, RequestResumed, StateChanged, encode
-from dynamo_gpu_ft.recovery.membership.base import Membership
 
 pytestmark = pytest.mark.engine
 
@@ -210,28 +207,15 @@ def test_other_platforms_and_the_switch_refuse_too() -> None:
     assert "2 KV cache groups" in support.why_not_cache(groups)
 
 
-def test_the_store_publishes_only_the_next_epoch() -> None:
-    store = OwnStore()
-    first = Membership(engine="e", epoch=1, shards=2)
-    assert store.read("e") is None
-    assert store.publish(first)
-    assert not store.publish(first)
-    assert not store.publish(Membership(engine="e", epoch=3, shards=2))
-    assert store.wait_past("e", 1, 0.0) is None
-    threading.Timer(0.01, store.publish, [Membership(engine="e", epoch=2, shards=2)]).start()
-    found = store.wait_past("e", 1, 5.0)
-    assert found is not None
-    assert found.epoch == 2
-
-
 def test_the_server_follows_a_recovery_and_names_requests_as_clients_do() -> None:
     seen: list[Any] = []
     front = GroupFront(EventStream(seen.append))
     busy: list[bool] = []
     front.name_of = lambda request_id: request_id.removesuffix("-0")
     front.expect = busy.append
-    front._take(Armed({0: 10, 1: 11}, standbys=1))
+    front._take(Armed({0: 10, 1: 11}, standbys=1, epoch=7))
     assert (front.status.state, front.status.standbys, front.busy) == ("serving", 1, False)
+    assert front.status.epoch == 7
     moved = StateChanged(engine="e", epoch=1, former="serving", happening="lost", state="suspect")
     front._take(Told(encode(moved)))
     assert (front.status.state, front.busy, busy) == ("suspect", True, [True])

@@ -15,7 +15,7 @@ from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.engines.reference.sampling import Sampling
 from dynamo_gpu_ft.events import Event, EventStream, GroupRecovered
 from dynamo_gpu_ft.nvrx.rank import Rank
-from dynamo_gpu_ft.sim.membership import MemoryStore
+from dynamo_gpu_ft.recovery.membership.memory import MemoryStore
 
 PROMPT, TOKENS = [7, 11, 13, 17, 19, 23], 24
 

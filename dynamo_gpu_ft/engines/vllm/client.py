@@ -6,6 +6,7 @@ is replaced, so a stream simply goes on when the engine has been restarted.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Any
 
@@ -17,7 +18,7 @@ from dynamo_gpu_ft.engines.vllm.core import ResilientCore
 from dynamo_gpu_ft.engines.vllm.front_health import FrontHealth
 from dynamo_gpu_ft.engines.vllm.inplace.front import GroupFront
 from dynamo_gpu_ft.engines.vllm.launch import Engine, Launcher, new_tag
-from dynamo_gpu_ft.errors import ConfigError
+from dynamo_gpu_ft.errors import ConfigError, StoreUnavailable
 from dynamo_gpu_ft.events import EventStream, Journal, log_event
 from dynamo_gpu_ft.health.report import event_of
 from dynamo_gpu_ft.metrics import listener, metrics, port_of
@@ -85,14 +86,19 @@ class ResilientLLM(AsyncLLM):
 
 
 def in_place_executor(vllm_config: Any, executor_class: type[Any], config: Config) -> type[Any]:
-    """The executor that replaces a lost worker in place, where vLLM would use its own for several ranks; else `executor_class`."""
+    """The executor that replaces a lost worker in place, where vLLM would use its own for several ranks; else `executor_class`.
+
+    Raises `ConfigError` for a setting `membership` that means no store, before anything is started."""
     from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
     several = int(vllm_config.parallel_config.tensor_parallel_size) > 1
     if executor_class is not MultiprocExecutor or not several or not config.in_place:
         return executor_class
+    from dynamo_gpu_ft.engines.vllm.inplace import epochs
     from dynamo_gpu_ft.engines.vllm.inplace.executor import InPlaceExecutor
 
+    with contextlib.suppress(StoreUnavailable):  # told by the executor, which goes on without
+        epochs.opened(config).close()
     return InPlaceExecutor
 
 

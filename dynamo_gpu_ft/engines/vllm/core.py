@@ -242,6 +242,9 @@ class ResilientCore:
     async def _recover(self, dead: Engine) -> None:
         began = time.monotonic()
         self._deaths.append(began)
+        if over := await self._group.why_over():
+            self._give_up(over)
+            return
         while True:
             now = time.monotonic()
             decision = after_death(self._deaths, now=now, recovery_began=began, config=self._config)

@@ -74,8 +74,8 @@ class GroupAdapter(Protocol):
         the coordinator claims one for itself before each attempt. `plan.lost` may be empty: only communicators are made anew."""
 
     def validate(self, membership: Membership, deadline: Deadline) -> None:
-        """Weights of every rebuilt shard by digest, then one canary step through all ranks. Raises `RecoveryFailed` for wrong
-        bytes or results that no repetition would mend."""
+        """Weights of every rebuilt shard by digest, then one canary step through all ranks. Raises `StandbyLost` for a replacement
+        with wrong bytes where another one may have the right ones, `RecoveryFailed` for bytes or results that no repetition would mend."""
 
     def commit(self, membership: Membership, deadline: Deadline) -> None:
         """Lets requests run again in `membership.epoch`, which the store has accepted. What arrives from older epochs is dropped

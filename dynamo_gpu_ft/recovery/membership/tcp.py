@@ -21,6 +21,7 @@ import msgspec
 from dynamo_gpu_ft.errors import GpuFtError, StoreUnavailable
 from dynamo_gpu_ft.recovery.membership.base import Membership, MembershipStore
 from dynamo_gpu_ft.recovery.membership.file import FileStore
+from dynamo_gpu_ft.recovery.membership.memory import MemoryStore
 from dynamo_gpu_ft.recovery.membership.wire import MAX_BYTES, checked, checked_name
 
 REQUEST_S = 5.0  # in which a client has to send its line
@@ -107,38 +108,6 @@ def _line(connection: socket.socket, end: float) -> bytes:
     return data
 
 
-class _InMemory:
-    """The server's own store when no folder is named."""
-
-    def __init__(self) -> None:
-        self._newest: dict[str, Membership] = {}
-        self._changed = threading.Condition()
-
-    def read(self, engine: str) -> Membership | None:
-        with self._changed:
-            return self._newest.get(engine)
-
-    def publish(self, membership: Membership) -> bool:
-        with self._changed:
-            newest = self._newest.get(membership.engine)
-            if membership.epoch != (newest.epoch if newest else 0) + 1:
-                return False
-            self._newest[membership.engine] = membership
-            self._changed.notify_all()
-            return True
-
-    def wait_past(self, engine: str, epoch: int, timeout_s: float) -> Membership | None:
-        def past() -> Membership | None:
-            newest = self._newest.get(engine)
-            return newest if newest and newest.epoch > epoch else None
-
-        with self._changed:
-            return self._changed.wait_for(past, timeout_s)
-
-    def close(self) -> None:
-        pass
-
-
 class _Handler(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         server: Any = self.server
@@ -178,7 +147,7 @@ class Server(socketserver.ThreadingTCPServer):
     request_queue_size = 128
 
     def __init__(self, host: str, port: int, store: MembershipStore | None = None) -> None:
-        self.store: MembershipStore = store or _InMemory()
+        self.store: MembershipStore = store or MemoryStore()
         self.room = threading.Semaphore(CLIENTS)
         super().__init__((host, port), _Handler)
 

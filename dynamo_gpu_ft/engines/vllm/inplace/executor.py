@@ -22,9 +22,11 @@ from vllm.v1.executor.multiproc_executor import FutureWrapper, MultiprocExecutor
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
 
 from dynamo_gpu_ft.engines.vllm import settings
-from dynamo_gpu_ft.engines.vllm.inplace import orders, support
+from dynamo_gpu_ft.engines.vllm.inplace import epochs, orders, support
 from dynamo_gpu_ft.engines.vllm.inplace.group import WorkerGroup
+from dynamo_gpu_ft.errors import RecoveryFailed, StoreUnavailable
 from dynamo_gpu_ft.recovery.group.base import Deadline, MembersLost
+from dynamo_gpu_ft.recovery.membership.base import MembershipStore
 
 _log = logging.getLogger("dynamo_gpu_ft.engines.vllm")
 
@@ -46,6 +48,9 @@ class InPlaceExecutor(MultiprocExecutor):
         self.not_in_place = support.why_not(
             self.vllm_config, self.config, platform=current_platform.device_type
         )
+        self.store: MembershipStore | None = None
+        if not self.not_in_place:
+            self.not_in_place = self._open_store()
         self.group: WorkerGroup | None = None
         self._armed = False
         self._configs: Any = None
@@ -64,6 +69,14 @@ class InPlaceExecutor(MultiprocExecutor):
         self.omp = OMPProcessManager(self.vllm_config)
         super()._init_executor()
 
+    def _open_store(self) -> str:
+        """Why this engine has no membership store to found an epoch in, "" when it has. Raises ConfigError for a setting that means none."""
+        try:
+            self.store = epochs.opened(self.config)
+            return epochs.taken(self.store, epochs.engine_name(self.config))
+        except StoreUnavailable as error:
+            return f"there is no membership store: {error}"
+
     # -- what EngineCore does with it at start -----------------------------------------------------------------------
 
     def set_kv_cache_layout(self, layout_name: str) -> None:
@@ -78,13 +91,21 @@ class InPlaceExecutor(MultiprocExecutor):
         super().compile_or_warm_up_model()
         if self.not_in_place:
             return
-        self.not_in_place = support.why_not_cache(self._configs)
+        self.not_in_place = support.why_not_cache(self._configs) or self._found()
         if self.not_in_place:
             _log.warning("NOT IN PLACE: %s", self.not_in_place)
-            return
+
+    def _found(self) -> str:
+        """Why there is no group after all, "" when there is one."""
         self.group = WorkerGroup(self, self._layout, self._configs)
-        self.group.found()
+        try:
+            self.group.found()
+        except (StoreUnavailable, RecoveryFailed) as error:
+            self.group.close()
+            self.group = None
+            return str(error)
         self._armed = True
+        return ""
 
     # -- watching --------------------------------------------------------------------------------------------------
 
@@ -178,14 +199,15 @@ class InPlaceExecutor(MultiprocExecutor):
         self._armed = False
         if self.group is not None:
             self.group.close()
-        if not self.not_in_place:
+        switchboard = getattr(self, "switchboard", None)
+        if switchboard is not None:
             # NOTE: vLLM's watcher of its parent knows the queue that a worker began with; a survivor has another one since.
             for worker in getattr(self, "workers", None) or ():
                 if worker.death_writer is not None:
                     worker.death_writer.close()
                     worker.death_writer = None
             time.sleep(LOOK_S)
-            self.switchboard.close()
+            switchboard.close()
         super().shutdown()
 
 

@@ -28,13 +28,18 @@ from dynamo_gpu_ft.events import (
     Event,
     EventStream,
     GroupRecovered,
+    Planned,
     RequestResumed,
     StateChanged,
     decode,
 )
 from dynamo_gpu_ft.metrics import metrics
+from dynamo_gpu_ft.recovery.group.plan import Kind
 
 _log = logging.getLogger("dynamo_gpu_ft.engines.vllm")
+
+#: How long an engine that has failed may take to close its line, after it has said why.
+LAST_WORDS_S = 2.0
 
 
 @dataclasses.dataclass
@@ -48,6 +53,7 @@ class GroupStatus:
     lost: tuple[int, ...] = ()
     reason: str = ""
     recoveries: int = 0
+    over: str = ""  # why no engine may be started again either: a shard that takes each of its members with it
 
 
 class GroupFront:
@@ -60,6 +66,7 @@ class GroupFront:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._early: list[Any] = []
         self._lock = threading.Lock()
+        self._hung_up = threading.Event()  # the engine's end of the line is closed
         self.nudge: Callable[[], None] = lambda: None
         self.give_up: Callable[[str], None] = lambda reason: None
         self.name_of: Callable[[str], str] = lambda request_id: request_id
@@ -79,8 +86,9 @@ class GroupFront:
             )
             return
         self._listener = listener
+        self._hung_up = threading.Event()
         threading.Thread(
-            target=self._serve, args=(listener,), daemon=True, name="gpu-ft-group"
+            target=self._serve, args=(listener, self._hung_up), daemon=True, name="gpu-ft-group"
         ).start()
 
     def serve(
@@ -107,6 +115,12 @@ class GroupFront:
     @property
     def busy(self) -> bool:
         return self.status.state not in ("none", "serving")
+
+    async def why_over(self) -> str:
+        """Of an engine that has ended: why none is to be started again, "" when one may be. Waits a moment for its last words."""
+        if self.busy:
+            await asyncio.to_thread(self._hung_up.wait, LAST_WORDS_S)
+        return self.status.over
 
     def replace(
         self, shards: tuple[int, ...], reason: str, health: FrontHealth, ranks: int
@@ -149,7 +163,7 @@ class GroupFront:
             if open_end is not None:
                 open_end.close()
 
-    def _serve(self, listener: Listener) -> None:
+    def _serve(self, listener: Listener, hung_up: threading.Event) -> None:
         try:
             connection = listener.accept()
             self._connection = connection
@@ -163,11 +177,13 @@ class GroupFront:
                 loop.call_soon_threadsafe(self._take, message)
         except (OSError, EOFError, RuntimeError, multiprocessing.AuthenticationError):
             return  # the engine has ended, or this server
+        finally:
+            hung_up.set()
 
     def _take(self, message: object) -> None:
         if isinstance(message, Armed):
             self.status.members = dict(message.members)
-            self.status.standbys = message.standbys
+            self.status.standbys, self.status.epoch = message.standbys, message.epoch
             metrics().set("group_standbys", message.standbys)
             if self.status.state == "none":
                 self.status.state = "serving"
@@ -184,6 +200,8 @@ class GroupFront:
             self.status.lost, self.status.reason = event.lost, event.reason
             if event.state != "failed":
                 self.expect(event.state != "serving")
+        elif isinstance(event, Planned) and event.kind == Kind.FAIL.value:
+            self.status.over = event.reason
         elif isinstance(event, GroupRecovered) and event.outcome == "serving":
             self.status.recoveries += 1
         elif isinstance(event, RequestResumed):

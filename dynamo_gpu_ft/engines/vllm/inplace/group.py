@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dynamo_gpu_ft.engines.vllm.inplace import hang, inside, scheduler, spawn, undo
+from dynamo_gpu_ft.engines.vllm.inplace import epochs, hang, inside, scheduler, spawn, undo
 from dynamo_gpu_ft.engines.vllm.inplace.gathering import Gathering
 from dynamo_gpu_ft.engines.vllm.inplace.link import (
     Armed,
@@ -23,10 +23,10 @@ from dynamo_gpu_ft.engines.vllm.inplace.link import (
 from dynamo_gpu_ft.engines.vllm.inplace.orders import Line, Take
 from dynamo_gpu_ft.engines.vllm.inplace.standby import Standbys
 from dynamo_gpu_ft.engines.vllm.inplace.states import RequestState
-from dynamo_gpu_ft.engines.vllm.inplace.store import OwnStore
+from dynamo_gpu_ft.engines.vllm.inplace.weights import Weighed, differing
 from dynamo_gpu_ft.errors import RecoveryFailed
 from dynamo_gpu_ft.events import EventStream, Journal, StepDone, log_event
-from dynamo_gpu_ft.recovery.group.base import Deadline
+from dynamo_gpu_ft.recovery.group.base import Deadline, StandbyLost
 from dynamo_gpu_ft.recovery.group.coordinator import Coordinator
 from dynamo_gpu_ft.recovery.group.plan import Kind, Plan, Policy
 from dynamo_gpu_ft.recovery.group.states import State
@@ -48,7 +48,9 @@ class WorkerGroup:
         self._condemned: dict[int, tuple[int, str]] = {}  # shard -> (pid, why)
         self._undone: undo.Undone | None = None
         self._resuming: dict[str, RequestState] = {}  # not scheduled again yet
-        self._weights: dict[int, str] = {}  # rank -> digest
+        self._manifest: dict[
+            int, Weighed
+        ] = {}  # shard -> its weights as the engine began with them
         self._filled: tuple[int, ...] = ()
         self._gathering = Gathering(executor, self.lost)
         self._segments: dict[int, set[Any]] = {}
@@ -59,6 +61,7 @@ class WorkerGroup:
         config = executor.config
         self._environment: dict[str, str] = {}
         self._told: set[int] = set()
+        self._abandoned = False
         self._judging = threading.Lock()  # answers on a line are one question's
         self._link = Link(self._ordered)
         self._events = EventStream()
@@ -69,25 +72,31 @@ class WorkerGroup:
             if config.journal:
                 self._events.add(Journal(config.journal))
         self._coordinator = Coordinator(
-            str(executor.vllm_config.instance_id),
+            epochs.engine_name(config),
             executor.world_size,
             self,
-            OwnStore(),
+            executor.store,
             Policy.of(config),
             self._events,
         )
 
     def found(self) -> None:
-        """The first epoch: the workers that have just started."""
+        """The first epoch: the workers that have just started. Blocks while they weigh themselves. Raises StoreUnavailable and
+        RecoveryFailed."""
         self.epoch = self._coordinator.found(self._members()).epoch
-        everybody = (
-            "recovery_weights",
-            (None,),
-            Deadline.after(self._executor.config.step_deadline_s),
-        )
-        self._weights = dict(enumerate(self._executor.order(*everybody)))
+        limit = Deadline.after(self._executor.config.start_timeout_s)
+        self._manifest = dict(enumerate(self._executor.order("recovery_weights", (None,), limit)))
+        self._weighed(self._manifest)
         self._note_segments()
         self._tell_members()
+
+    def _weighed(self, found: Mapping[int, Weighed]) -> None:
+        size, tensors = sum(w.size for w in found.values()), sum(w.tensors for w in found.values())
+        took = max((w.seconds for w in found.values()), default=0.0)
+        what = f"{tensors} digests over {size} bytes of {len(found)} shards"
+        self._events.emit(
+            StepDone(epoch=self.epoch, step="weigh", duration_s=took, ok=True, detail=what)
+        )
 
     def recover(self, lost: Mapping[int, str]) -> None:
         """Blocks until the group works again. Raises RuntimeError when it will not; the executor has failed then."""
@@ -129,14 +138,16 @@ class WorkerGroup:
                 self._link.send(Undecided(order.reason))
             return
         current = {worker.rank: worker.proc.pid for worker in self._executor.workers}
-        self._environment = dict(order.environment)
+        if order.environment != self._environment:
+            self._environment = dict(order.environment)
+            self._standbys.move(self._environment)
         for shard, pid in order.members.items():
             if current.get(shard) == pid:  # else it is replaced already
                 self._condemned.setdefault(shard, (pid, order.reason))
 
     def _tell_members(self) -> None:
         pids = {worker.rank: worker.proc.pid for worker in self._executor.workers}
-        self._link.send(Armed(pids, self.standbys()))
+        self._link.send(Armed(pids, self.standbys(), self.epoch))
 
     def judge_hang(self, reason: str) -> bool:
         """A step is overdue: condemns whoever holds it up; False if that cannot be told. Blocks for a moment; from any thread."""
@@ -154,10 +165,12 @@ class WorkerGroup:
         return bool(found)
 
     def close(self) -> None:
-        """Ends what is not a worker yet. Never raises."""
+        """Ends what is not a worker yet. Never raises. After `abandon` the line stays, for the recovery's end to be told; this
+        process's end closes it."""
         self._standbys.close()
         self._gathering.end_attempt()
-        self._link.close()
+        if not self._abandoned:
+            self._link.close()
 
     # -- the adapter ---------------------------------------------------------------------------------------------------
 
@@ -233,18 +246,18 @@ class WorkerGroup:
         return self._members()
 
     def validate(self, membership: Membership, deadline: Deadline) -> None:
-        """The weights of every new rank are what its shard began with, and a collective through all ranks has the known result."""
+        """The weights of every new rank are what its shard began with, and a collective through all ranks has the known result.
+        A replacement with other weights is lost: another one may have the right ones."""
         ranks = self._executor.world_size
         found = self._executor.order("recovery_weights", (self._filled,), deadline)
-        wrong = [rank for rank in self._filled if found[rank] != self._weights[rank]]
-        if wrong:
-            raise RecoveryFailed(
-                "a replacement has other weights than its shard began with",
-                where=f"shards {wrong}",
-                value=[found[rank] for rank in wrong],
-                rule=f"digests {[self._weights[rank] for rank in wrong]}",
-                remedy="look whether the model's files have changed; the whole engine is restarted",
-            )
+        self._weighed({rank: found[rank] for rank in self._filled})
+        for rank in self._filled:
+            wrong = differing(self._manifest[rank], found[rank])
+            if wrong:
+                raise StandbyLost(
+                    f"the replacement of shard {rank} (pid {self._executor.workers[rank].proc.pid}) has other weights than the "
+                    f"shard began with: {len(wrong)} tensors, first {wrong[0]}; look at the model's files and this machine's memory"
+                )
         sums = self._executor.order("recovery_all_reduce", (), deadline)
         expected = 64.0 * ranks * (ranks + 1) / 2
         if any(found != expected for found in sums):
@@ -264,11 +277,11 @@ class WorkerGroup:
 
     def abandon(self, reason: str) -> None:
         """Ends all workers; EngineCore ends with them, and whoever started it starts another."""
+        self._abandoned = True
         try:
             for worker in self._executor.workers:
                 worker.proc.kill()
-            self.close()
-            self._executor.fail()
+            self._executor.fail()  # closes this group too
         except Exception:
             _log.exception("ending the engine after a failed recovery")
 

@@ -140,24 +140,6 @@ def open_writer(writer: Any) -> None:
     writer.local_socket.send(b"READY")
 
 
-# -- weights ------------------------------------------------------------------------------------------------------------
-
-
-def weights_digest(model: Any) -> str:
-    """Over names, types, shapes and bytes of every parameter, in the order of their names."""
-    import torch
-
-    from dynamo_gpu_ft import native
-
-    core = native.load()
-    parts = bytearray()
-    for name, tensor in sorted(model.named_parameters()):
-        plain = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-        parts += f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode()
-        parts += core.digest(memoryview(plain))
-    return core.digest(bytes(parts)).hex()
-
-
 # -- the model runner (V1) -----------------------------------------------------------------------------------------------
 
 

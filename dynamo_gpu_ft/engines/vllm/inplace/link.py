@@ -27,10 +27,11 @@ def address(tag: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Armed:
-    """From EngineCore: losses are recovered in place from now on. `members`: shard -> pid; `standbys` of them are ready."""
+    """From EngineCore: losses are recovered in place from now on. `members`: shard -> pid, in `epoch`; `standbys` of them are ready."""
 
     members: Mapping[int, int]
     standbys: int = 0
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,8 +107,10 @@ def start(
     return Replacement(rank, handle, kept=lock)
 
 
-def start_standby(executor: Any, rank: int, layout: str, kv_cache_configs: Any) -> Replacement:
-    """A process that rehearses being `rank` and then waits for a place. Its pipes and lock are those of a worker to be."""
+def start_standby(
+    executor: Any, rank: int, layout: str, kv_cache_configs: Any, environment: Mapping[str, str]
+) -> Replacement:
+    """A process that rehearses being `rank`, with `environment` too, and then waits for a place. Its pipes and lock are those of a worker to be."""
     from vllm.utils.system_utils import get_mp_context
     from vllm.v1.executor.multiproc_executor import UnreadyWorkerProcHandle
 
@@ -136,7 +138,10 @@ def start_standby(executor: Any, rank: int, layout: str, kv_cache_configs: Any) 
         name=f"VllmStandby-{rank}",
         daemon=True,
     )
-    with executor.omp.configure_omp_envs(rank=rank, local_rank=rank):
+    with (
+        processes.environment(environment),
+        executor.omp.configure_omp_envs(rank=rank, local_rank=rank),
+    ):
         process.start()
     ready_writer.close()
     death_reader.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dynamo_gpu_ft.engines.vllm.inplace import spawn
@@ -40,6 +40,16 @@ class Standbys:
         self._pool: list[spawn.Replacement] = []
         self._failures, self._not_before, self._closed = 0, 0.0, False
         self.starting = threading.Lock()
+        self._environment: dict[str, str] = {}
+
+    def move(self, environment: Mapping[str, str]) -> None:
+        """Those that wait are where nobody may be any more, on other devices for one: they are ended, the next ones get
+        `environment`. From any thread."""
+        with self._lock:
+            self._environment = dict(environment)
+            pool, self._pool = self._pool, []
+        for each in pool:
+            each.end(self._executor.switchboard)
 
     def ready(self) -> int:
         with self._lock:
@@ -85,13 +95,20 @@ class Standbys:
         rank = min(range(min(ranks, self._count)), key=having.count)
         try:
             with self.starting:
-                found = spawn.start_standby(self._executor, rank, self._layout, self._configs)
+                environment = self._environment
+                found = spawn.start_standby(
+                    self._executor, rank, self._layout, self._configs, environment
+                )
         except OSError as error:
             _log.warning("no standby could be started: %s", error)
             self._not_before = time.monotonic() + LONGEST_PAUSE_S
             return
         with self._lock:
-            self._pool.append(found)
+            moved = self._closed or environment is not self._environment
+            if not moved:
+                self._pool.append(found)
+        if moved:  # meanwhile
+            found.end(self._executor.switchboard)
 
     def close(self) -> None:
         self._closed = True

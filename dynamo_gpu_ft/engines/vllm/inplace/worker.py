@@ -13,7 +13,7 @@ import torch
 from vllm.config import set_current_vllm_config
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from dynamo_gpu_ft.engines.vllm.inplace import alone, ghost, inside, orders, states
+from dynamo_gpu_ft.engines.vllm.inplace import alone, ghost, inside, orders, states, weights
 from dynamo_gpu_ft.engines.vllm.inplace.survivor import Survivor
 from dynamo_gpu_ft.kv.blocks import Run
 
@@ -47,6 +47,7 @@ class InPlaceWorker(CPUWorker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.draws = states.Draws()
+        self.scale = weights.Scale()
         self._rehearsed = False
         self.survivor = Survivor.of(self) if os.environ.get(orders.ADDRESS_VARIABLE) else None
 
@@ -64,6 +65,10 @@ class InPlaceWorker(CPUWorker):
         super().init_device()
         if self.survivor is not None:
             self.survivor.entered_group()
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        with self.scale.loading():
+            super().load_model(*args, **kwargs)
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         if self.survivor is not None:
@@ -123,11 +128,11 @@ class InPlaceWorker(CPUWorker):
         ones = torch.full((64,), float(self.rank + 1))
         return float(tensor_model_parallel_all_reduce(ones).sum())
 
-    def recovery_weights(self, ranks: tuple[int, ...] | None) -> str:
-        """Digest of this rank's weights as they are in memory; "" on ranks that are not asked (None: all are)."""
+    def recovery_weights(self, ranks: tuple[int, ...] | None) -> weights.Weighed | None:
+        """This rank's weights as they are; None on ranks that are not asked (None: all are)."""
         if ranks is not None and self.rank not in ranks:
-            return ""
-        return inside.weights_digest(self.get_model())
+            return None
+        return self.scale.weigh(self.get_model())
 
     def recovery_random(self) -> states.RandomState:
         """This rank's random state, from which every rank goes on."""

@@ -1,7 +1,6 @@
-"""The membership of one engine whose coordinator lives in EngineCore: kept there too, for no member survives it.
+"""`MemoryStore`: memberships in this process's memory, for as long as it lives.
 
-Workers are started by EngineCore and end with it; a coordinator elsewhere has nobody to lead. Where several coordinators may
-meet, a store outside of them is configured instead.
+Behind the TCP server that keeps no files; the simulated store that goes down on order is one too. Engines open theirs with `open.py`.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ import threading
 from dynamo_gpu_ft.recovery.membership.base import Membership
 
 
-class OwnStore:
-    """`MembershipStore` in this process's memory."""
+class MemoryStore:
+    """`MembershipStore` for the threads of one process."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -32,12 +31,12 @@ class OwnStore:
             return True
 
     def wait_past(self, engine: str, epoch: int, timeout_s: float) -> Membership | None:
-        def past() -> bool:
+        def past() -> Membership | None:
             newest = self._newest.get(engine)
-            return newest is not None and newest.epoch > epoch
+            return newest if newest and newest.epoch > epoch else None
 
         with self._changed:
-            return self._newest[engine] if self._changed.wait_for(past, timeout_s) else None
+            return self._changed.wait_for(past, timeout_s)
 
     def close(self) -> None:
         """Nothing is held."""
