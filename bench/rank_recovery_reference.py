@@ -77,17 +77,25 @@ class Load:
             if time.monotonic() > give_up:
                 raise GpuFtError("no standby became ready", value=120, rule="seconds")
 
+    def whole_blocks(self) -> list[int]:
+        """Engine blocks of the running requests in which every token's KV is."""
+        size = self.engine.options.block
+        return [b for r in self.engine.scheduler.running for b in r.blocks[: r.computed // size]]
+
+    def kv_by_head(self, blocks: list[int]) -> dict[int, bytes]:
+        """Head -> digest of its KV of `blocks`, wherever the head is."""
+        from dynamo_gpu_ft.recovery.group.base import Deadline
+
+        found = self.engine.group.describe(Deadline.after(30.0), blocks)
+        return {head: digest for told in found.values() for head, digest in told.kv.items()}
+
     def kill(self) -> Kill:
         """SIGKILLs a rank within the next step and steps on until there is a token again."""
         from dynamo_gpu_ft.recovery.group.base import Deadline
 
         engine, lot = self.engine, self.lot
         victim = lot.choice(sorted(engine.crew.members))
-        blocks = [
-            b
-            for r in engine.scheduler.running
-            for b in r.blocks[: r.computed // engine.options.block]
-        ]
+        blocks = self.whole_blocks()
         before = engine.group.describe(Deadline.after(30.0), blocks)
         pid, killed, first = engine.crew.members[victim].pid, [], len(self.events)
 
@@ -158,12 +166,12 @@ def _measure(options: Options, prefix: str, model: Path) -> list[Row]:
     with memory_folder(3 << 30) as folder:
         for way, settings in WAYS.items():
             options.say(f"{prefix}.{way}: {counts[way]} kills")
-            with _engine(model, Path(folder), way, settings) as load:
+            with engine_under_load(model, Path(folder), way, settings) as load:
                 kills[way] = []
                 for _ in range(counts[way]):
                     load.settle(int(settings["standbys"]))
                     kills[way].append(load.kill())
-        with _engine(model, Path(folder), "checkpoint", {"standbys": 0}) as load:
+        with engine_under_load(model, Path(folder), "checkpoint", {"standbys": 0}) as load:
             load.settle(0)
             for path in Path(folder).glob("*checkpoint.weights-*"):
                 path.unlink()
@@ -172,7 +180,10 @@ def _measure(options: Options, prefix: str, model: Path) -> list[Row]:
 
 
 @contextmanager
-def _engine(model: Path, folder: Path, name: str, settings: dict[str, Any]) -> Iterator[Load]:
+def engine_under_load(
+    model: Path, folder: Path, name: str, settings: dict[str, Any], *, tp: int = 2
+) -> Iterator[Load]:
+    """An engine of `tp` ranks with its arena in `folder`, ended afterwards."""
     from dynamo_gpu_ft.engines.reference.driver import Engine
     from dynamo_gpu_ft.engines.reference.options import Options as EngineOptions
 
@@ -183,7 +194,7 @@ def _engine(model: Path, folder: Path, name: str, settings: dict[str, Any]) -> I
         "restart_window_s": 1.0, "start_timeout_s": 120, "tail_every": 1, **settings,
     }  # fmt: skip
     engine_options = EngineOptions(
-        model=str(model), tp=2, blocks=160, name=f"bench-{name}", settings=chosen
+        model=str(model), tp=tp, blocks=160, name=f"bench-{name}", settings=chosen
     )
     with Engine(engine_options, None, stream) as engine:
         yield Load(engine, events)

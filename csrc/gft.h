@@ -149,7 +149,9 @@ typedef struct gft_claim gft_claim;
 typedef struct gft_read gft_read;
 
 /* Takes a lane; its lock dies with the process. GFT_BUSY while another live process (or handle) writes the shard in
- * this epoch; `takeover` fences that one instead. GFT_FENCED when `token` does not name the current epoch. */
+ * this epoch, or has a claim of it open; `takeover` fences that one instead. GFT_FENCED when `token` does not name the
+ * current epoch. Whoever is fenced may live and copy on: it seals and marks nothing any more (GFT_FENCED), and a slot
+ * that it has open is given to nobody until its claim is over or its process is gone. */
 gft_status gft_arena_attach(gft_arena *arena, uint32_t shard, const uint8_t token[16], uint32_t name_space, int takeover,
                             gft_writer **out);
 /* Gives the lane back once no claim is open; later calls get GFT_CLOSED. */

@@ -129,7 +129,10 @@ class Arena:
     def attach_writer(
         self, *, shard: int, token: bytes, namespace: int, takeover: bool = False
     ) -> Writer:
-        """The one live writer of `shard` in the token's epoch. Its lock dies with the process."""
+        """The one live writer of `shard` in the token's epoch. Its lock dies with the process.
+
+        Error "busy" while another lives, or has a claim open. With `takeover` that one is "fenced" instead: it may live and copy on, but seals
+        and marks nothing any more, and a slot that it has open is given to nobody until its claim is over or its process is gone."""
     def usable_prefix(
         self,
         *,

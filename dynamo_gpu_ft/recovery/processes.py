@@ -50,6 +50,14 @@ def lives(process: Process) -> bool:
     return started == process.started and state not in ("Z", "X")
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a signal or a debugger has stopped this process; False when it is gone."""
+    try:
+        return _stat(Path("/proc") / str(pid))[0] in "Tt"
+    except OSError:
+        return False
+
+
 @contextmanager
 def environment(added: Mapping[str, str]) -> Iterator[None]:
     """This process's environment with `added` in it, for children started inside; as it was afterwards."""
@@ -88,11 +96,16 @@ def die_with_parent() -> bool:
     """In a tagged process: SIGKILL when the thread that started it ends, so that no engine outlives its server.
 
     Does nothing (False) in a process that was not started under a tag."""
+    return told_at_parents_end(signal.SIGKILL)
+
+
+def told_at_parents_end(number: signal.Signals) -> bool:
+    """In a tagged process: this signal comes when the thread that started it ends. False as with `die_with_parent`."""
     started_with = Path("/proc/self/environ").read_bytes().split(b"\0")
     if not any(entry.startswith(f"{TAG_VARIABLE}=".encode()) for entry in started_with):
         return False
     libc = ctypes.CDLL(None, use_errno=True)
-    return int(libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)) == 0
+    return int(libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)) == 0
 
 
 def find(tag: str, variable: str = TAG_VARIABLE) -> list[Process]:

@@ -27,9 +27,10 @@ SHAPES = {"a": (6, 40), "b": (64, 24), "c": (31,), "d": (3, 5, 7)}
 
 
 class Room:
-    """A sink that keeps what it got, and only counts what was filled."""
+    """A sink that keeps what it got, and only counts what was filled. `lies_there`: what it says of where the bytes stay."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, lies_there: bool = False) -> None:
+        self._lies_there = lies_there
         self.rooms: dict[Need, bytearray] = {}
         self.whole: dict[Need, bytes] = {}
 
@@ -37,8 +38,9 @@ class Room:
         self.rooms[need] = bytearray(need.size(dtype))
         return memoryview(self.rooms[need])
 
-    def filled(self, need: Need, dtype: str) -> None:
+    def filled(self, need: Need, dtype: str) -> bool:
         self.whole[need] = bytes(self.rooms[need])
+        return self._lies_there
 
 
 @dataclass
@@ -359,3 +361,36 @@ def test_the_chain_takes_the_first_source_whose_bytes_have_the_expected_digest()
     assert [name for name, _ in loaded.refused] == ["absent", "slow", "forged"]
     with pytest.raises(WeightsError, match="no source"):
         chain.load(sources[:3], [need], room, digest, expected=expected, deadline_s=5.0)
+
+
+def test_what_a_source_digested_where_it_lies_is_not_digested_again(tmp_path: Path) -> None:
+    path, core = tmp_path / "w", native.load()
+    whole = [Need(name, tuple((0, size) for size in shape)) for name, shape in SHAPES.items()]
+    neighbour.write(path, MODEL, 1, [(need, "F32", memoryview(box_bytes(need))) for need in whole])
+    part = Need("b", ((3, 60), (0, 24)))  # of one that is stored in whole
+    for lies_there, needs, again in (
+        (True, whole, 0),
+        (False, whole, len(whole)),
+        (True, [part], 1),
+    ):
+        room, asked = Room(lies_there=lies_there), list[Need]()
+
+        def digest(each: Need, room: Room = room, asked: list[Need] = asked) -> bytes:
+            asked.append(each)
+            return core.digest(room.whole[each])
+
+        source = neighbour.NeighbourSource([path], MODEL)
+        loaded = chain.load([source], needs, room, digest, deadline_s=5.0)
+        assert len(asked) == again
+        assert loaded.digests == {str(need): core.digest(box_bytes(need)) for need in needs}
+
+
+def test_a_source_that_lacks_one_need_reads_nothing_for_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "w"
+    whole = Need("a", ((0, 6), (0, 40)))
+    neighbour.write(path, MODEL, 1, [(whole, "F32", memoryview(box_bytes(whole)))])
+    room = Room()
+    source = neighbour.NeighbourSource([path], MODEL)
+    with pytest.raises(WeightsError, match="not there"):
+        source.load([whole, Need("c", ((0, 31),))], room, 5.0)
+    assert not room.rooms

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ DEADLINE_S = 60.0
 
 @dataclass(frozen=True)
 class Fault:
-    """`kind` happens to `shard` at `phase`; "random" is any moment, by a signal from outside, after `step` steps."""
+    """`kind` (of KINDS, or "xid": a fatal fault of the shard's device, by the drill's `xid`) happens to `shard` at `phase`; "random" is any moment, by a signal from outside, after `step` steps."""
 
     kind: str
     phase: str
@@ -74,10 +75,12 @@ class Drill:
         tp: int,
         pp: int = 1,
         standbys: int = 0,
+        devices: int = 0,
         faults: bool = True,
         **settings: Any,
     ) -> None:
         self.events: list[Event] = []
+        self.xid: Callable[[int], None] = lambda device: None
         stream = EventStream(self.events.append, self._phase)
         self.pending: list[Fault] = []
         chosen = {
@@ -86,8 +89,8 @@ class Drill:
             **settings,
         }  # fmt: skip
         options = Options(
-            model=str(model), tp=tp, pp=pp, faults=faults, rows=32, name="drill", settings=chosen
-        )
+            model=str(model), tp=tp, pp=pp, faults=faults, rows=32, name="drill", devices=devices, settings=chosen
+        )  # fmt: skip
         self.engine = Engine(options, MemoryStore(), stream)
 
     def close(self) -> None:
@@ -160,6 +163,13 @@ class Drill:
 
     def _hurt(self, fault: Fault, point: str) -> None:
         """From outside where that is as good; by an order where the rank itself has to be at a place."""
+        if fault.kind == "xid":
+            device = self.engine.devices.of(fault.shard)
+            if fault.phase == "collective":  # while the ranks are in the step that begins now
+                threading.Thread(target=self.xid, args=(device,)).start()
+            else:
+                self.xid(device)
+            return
         process = self.engine.crew.fresh.get(fault.shard) or self.engine.crew.members.get(
             fault.shard
         )

@@ -181,6 +181,32 @@ def test_taking_over_a_shard_fences_its_former_writer(arena: Any) -> None:
     assert (counts["empty"], counts["writing"], counts["sealed"], counts["held"]) == (63, 0, 1, 1)
 
 
+def test_a_live_writer_that_was_taken_over_keeps_its_open_slot_to_itself_and_seals_nothing(
+    make_arena: Any,
+) -> None:
+    """The promise on which a shard may change hands between two living processes of one engine: see `attach_writer`."""
+    arena, chosen = make_arena(slots=3), token()
+    with child_writer(arena, chosen) as child:
+        arena.begin_epoch(chosen)
+        how = {"shard": 0, "token": chosen, "namespace": 0}
+        assert code_of(arena.attach_writer, **how) == "busy"
+        (open_slot,) = [info.slot for info in arena.scan()]
+        writer = arena.attach_writer(**how, takeover=True)
+        assert writer.epoch == arena.epoch == 1, "the same engine start: nobody else is fenced"
+        for i in range(10):  # more than there is room for, so that every slot is asked for
+            seal(writer, name(i), None, 0)
+        assert {info.slot for info in arena.scan() if info.state == "writing"} == {open_slot}
+        sealed = {info.slot for info in arena.scan() if info.state == "sealed"}
+        assert child.ask("seal") == "fenced"
+        assert {info.slot for info in arena.scan() if info.state == "sealed"} == sealed
+        assert all(read_back(writer, name(i), None) == payload_of(name(i)) for i in (8, 9)), (
+            "what the successor sealed meanwhile is whole"
+        )
+        third = arena.attach_writer(**how, takeover=True)
+        assert code_of(writer.claim, block_hash=b"x", parent_hash=None, position=0) == "fenced"
+        assert seal(third, b"x", None, 0)
+
+
 def test_a_new_epoch_fences_every_call_of_the_old_writer(arena: Any, writer: Any) -> None:
     seal(writer, b"a", None, 0)
     claim = writer.claim(block_hash=b"b", parent_hash=b"a", position=1)

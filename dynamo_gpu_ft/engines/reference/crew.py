@@ -11,7 +11,6 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,6 +21,10 @@ from dynamo_gpu_ft.engines.reference.messages import Channel
 from dynamo_gpu_ft.engines.reference.nursery import Nursery
 from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.health import heartbeat
+from dynamo_gpu_ft.recovery import processes
+
+#: A nursery that dies at once is not started more often than this.
+NURSERY_EVERY_S = 1.0
 
 
 class Process:
@@ -31,6 +34,7 @@ class Process:
         self.channel = channel
         self.pid = self.started = 0
         self.why = ""
+        self.since = 0.0  # when it was given a shard
         self.inbox: list[Any] = []
         self._pidfd = -1
 
@@ -49,11 +53,7 @@ class Process:
     @property
     def stopped(self) -> bool:
         """By a signal or a debugger."""
-        try:
-            text = Path(f"/proc/{self.pid}/stat").read_text()
-        except OSError:
-            return False
-        return self.pid > 0 and text.rpartition(")")[2].split()[0] in "Tt"
+        return self.pid > 0 and processes.is_stopped(self.pid)
 
     def send(self, message: msgspec.Struct) -> None:
         """A process that does not take it is lost, and noticed as that; never raises."""
@@ -97,7 +97,11 @@ class Process:
     @property
     def descriptors(self) -> list[int]:
         own = [] if self.channel.closed else [self.channel.fileno()]
-        return own + ([self._pidfd] if self._pidfd >= 0 else [])
+        return own + self.pidfds
+
+    @property
+    def pidfds(self) -> list[int]:
+        return [self._pidfd] if self._pidfd >= 0 else []
 
 
 class Crew:
@@ -113,7 +117,14 @@ class Crew:
         self.fresh: dict[int, Process] = {}
         self._queue: Any = None
         self._watch: Any = None
+        self._over = False
+        self._judge: Callable[[], None] = lambda: None
+        self._calls = -1
         self._watch_steps()
+
+    def attend(self, judge: Callable[[], None], calls: int) -> None:
+        """`judge` is called with every look, and may call members lost; the descriptor `calls` wakes those who wait."""
+        self._judge, self._calls = judge, calls
 
     def _watch_steps(self) -> None:
         config, core = self._config, native.load()
@@ -143,6 +154,8 @@ class Crew:
 
     def look(self) -> None:
         """Takes in everything that has happened; never blocks."""
+        self._mind_nursery()
+        self._judge()
         for process in self.members.values():
             process.look()
         for process in [*self.fresh.values(), *self.standbys, *self.waking]:
@@ -162,6 +175,24 @@ class Crew:
             process.end(1.0)
         for record in self._queue.take() if self._queue is not None else ():
             self._note(record)
+
+    def _mind_nursery(self) -> None:
+        """One that died is replaced, and so is one that is stopped while a rank is waited for; the ranks that it made live on."""
+        nursery, unborn = self.nursery, self._unborn
+        if self._over or (nursery.alive and not (unborn and nursery.stopped)):
+            return
+        for process in unborn:
+            process.lost("the nursery that was to fork it is gone")
+        if time.monotonic() - nursery.born < NURSERY_EVERY_S:
+            return
+        nursery.end()
+        everyone = [*self.members.values(), *self.fresh.values(), *self.standbys, *self.waking]
+        wards = [descriptor for process in everyone for descriptor in process.pidfds]
+        self.nursery = Nursery(self._options, self._tag, wards=wards)
+
+    @property
+    def _unborn(self) -> list[Process]:
+        return [p for p in [*self.fresh.values(), *self.waking] if not p.pid and not p.why]
 
     def _note(self, record: Any) -> None:
         """What the watch of the heartbeats says: who holds a collective up is hung, not those that wait for it."""
@@ -206,10 +237,15 @@ class Crew:
             descriptors += [fd for p in self.waking for fd in p.descriptors]
             if self._queue is not None:
                 descriptors.append(self._queue.fileno())
+            if self._calls >= 0:
+                descriptors.append(self._calls)
+            if self._unborn:
+                descriptors.append(self.nursery.fileno())
             select.select(descriptors, [], [], min(left, 0.5))
 
     def end_all(self) -> None:
-        """Every rank and the nursery. Never raises."""
+        """Every rank and the nursery; nothing starts again. Never raises."""
+        self._over = True
         everyone = (self.members.values(), self.fresh.values(), self.standbys, self.waking)
         for process in [p for some in everyone for p in some]:
             with suppress(OSError):

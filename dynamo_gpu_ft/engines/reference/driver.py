@@ -17,13 +17,17 @@ from typing import Any
 
 from dynamo_gpu_ft.engines.reference import messages as say
 from dynamo_gpu_ft.engines.reference import shape
+from dynamo_gpu_ft.engines.reference.asking import GRACE_S
 from dynamo_gpu_ft.engines.reference.crew import Crew
-from dynamo_gpu_ft.engines.reference.group import GRACE_S, ReferenceGroup
+from dynamo_gpu_ft.engines.reference.devices import Devices
+from dynamo_gpu_ft.engines.reference.group import ReferenceGroup
+from dynamo_gpu_ft.engines.reference.hearing import Hearing
 from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.engines.reference.sampling import Sampling
 from dynamo_gpu_ft.engines.reference.scheduler import Request, Scheduler
 from dynamo_gpu_ft.errors import ConfigError, GpuFtError, RecoveryFailed
 from dynamo_gpu_ft.events import EventStream
+from dynamo_gpu_ft.health.monitor import Monitor
 from dynamo_gpu_ft.recovery import processes
 from dynamo_gpu_ft.recovery.group.base import Deadline
 from dynamo_gpu_ft.recovery.group.coordinator import Coordinator
@@ -31,6 +35,7 @@ from dynamo_gpu_ft.recovery.group.plan import Kind, Policy
 from dynamo_gpu_ft.recovery.group.states import State
 from dynamo_gpu_ft.recovery.membership.base import MembershipStore
 from dynamo_gpu_ft.recovery.membership.open import open_store
+from dynamo_gpu_ft.topology import Device, Rank
 
 #: Seconds that each way took on a small machine, until it was measured.
 COSTS = {Kind.SUBSTITUTE: 0.2, Kind.RESPAWN: 0.5, Kind.DEGRADE: 1.0, Kind.RESTART: 10.0}
@@ -67,7 +72,9 @@ class Engine:
         self._tag = f"{options.name}-{os.getpid()}-{next(_numbers)}"
         self._steps, self._names = 0, itertools.count()
         self._restarts: list[float] = []
-        self._condemned: dict[int, str] = {}
+        self.devices = Devices(options.tp * options.pp, options.devices)
+        self._hearing: Hearing | None = None
+        self._monitor: Monitor | None = None
         if self.config.min_shards and options.pp > 1:
             raise ConfigError(
                 "an engine with pipeline stages cannot go on with fewer ranks",
@@ -77,7 +84,7 @@ class Engine:
             )
         self.failed = ""
         self.crew = Crew(options, self._tag)
-        self.group = ReferenceGroup(options, self.shape, self.crew, self.scheduler)
+        self.group = ReferenceGroup(options, self.shape, self.crew, self.scheduler, self.devices)
         try:
             self._start()
         except BaseException:
@@ -86,6 +93,8 @@ class Engine:
 
     def _start(self) -> None:
         deadline = Deadline.after(self.config.start_timeout_s)
+        if self._hearing is not None:
+            self.crew.attend(self._judge, self._hearing.fileno())
         try:
             members = self.group.start(deadline)
             policy = Policy.of(self.config, costs=COSTS)
@@ -111,6 +120,7 @@ class Engine:
                 remedy="look at the ranks' own messages above this one",
             ) from error
         self.crew.wake_standbys()
+        self._tell_monitor()
 
     # -- requests ------------------------------------------------------------------------------------------------------------
 
@@ -214,20 +224,54 @@ class Engine:
 
     def condemn(self, shard: int, why: str, *, device: bool = False) -> None:
         """The shard's process has to go, by a verdict say; with `device`, its device can take no process either until `returned`. The
-        next step replaces it, goes on with fewer ranks (`min_shards`) or ends in FAILED."""
+        next step replaces it (on a spare device then), goes on with fewer ranks (`min_shards`) or ends in FAILED."""
+        shards = [shard]
         if device:
-            self._condemned[shard] = why
-        if shard in self.crew.members:
-            self.crew.members[shard].lost(why)
+            place = self.devices.of(shard)
+            self.devices.condemn(place, why)
+            shards = self.devices.shards_on(place)
+        for each in shards:
+            for processes_ in (self.crew.members, self.crew.fresh):
+                if each in processes_:
+                    processes_[each].lost(why)
 
     def returned(self, shard: int) -> list[Output]:
         """The device of a condemned shard can be used again: a degraded engine fills its place now. Blocks as `recover` does."""
-        self._condemned.pop(shard, None)
+        self.devices.clear(shard)
         return self.recover(grow=True)
 
+    def watch(self, monitor: Monitor) -> None:
+        """From now on the monitor's verdicts are carried out: whoever holds what cannot be used is condemned, at any moment, in a recovery
+        too. The monitor is told which rank is on which device. It is the caller's, who stops it behind `close`."""
+        if self._hearing is not None:
+            self._hearing.close()
+        self._monitor, self._hearing = monitor, Hearing(monitor, self._since)
+        self.crew.attend(self._judge, self._hearing.fileno())
+        self._tell_monitor()
+
+    def _tell_monitor(self) -> None:
+        if self._monitor is not None:
+            self._monitor.set_ranks(
+                [
+                    Rank(shard=shard, pid=p.pid, device=Device(index=self.devices.of(shard)))
+                    for shard, p in self.crew.members.items()
+                ]
+            )
+
+    def _since(self, shard: int) -> float:
+        process = self.crew.fresh.get(shard) or self.crew.members.get(shard)
+        return process.since if process else 0.0
+
+    def _judge(self) -> None:
+        """Carries out what was heard. A fault that is nobody's alone (a link, the node) takes everybody's process, or device, with it."""
+        for sentence in self._hearing.take() if self._hearing else ():
+            every = range(self.options.tp * self.options.pp)
+            for shard in sentence.shards or every:
+                self.condemn(shard, sentence.reason, device=bool(sentence.fence))
+
     def _verdicts(self, missing: frozenset[int]) -> tuple[dict[int, str], int | None]:
-        """For the coordinator: what is condemned; the only devices are those that the shards have."""
-        return {s: why for s, why in self._condemned.items() if s in missing}, 0
+        """For the coordinator: which of the missing have no device to be on, and how many places there are."""
+        return self.devices.homeless(missing), self.devices.spares
 
     def recover(self, *, grow: bool = False) -> list[Output]:
         """Recovers in place what is lost; restarts everything or fails where the coordinator says so. With `grow`, fills the places that
@@ -235,6 +279,7 @@ class Engine:
         lost = {shard: p.why for shard, p in self.crew.members.items() if p.why}
         outcome = self.coordinator.recover(lost, grow=grow)
         if outcome.state is State.SERVING:
+            self._tell_monitor()
             return []
         if outcome.kind is Kind.RESTART and not outcome.superseded:
             return self._restart(outcome.reason)
@@ -258,8 +303,11 @@ class Engine:
         self.crew.close()
         self.crew = Crew(self.options, self._tag)
         manifest, song = self.group.manifest, self.group.song
-        self.group = ReferenceGroup(self.options, self.shape, self.crew, self.scheduler)
-        self.group.manifest, self.group.song = manifest, song
+        peers = self.group.peers
+        self.group = ReferenceGroup(
+            self.options, self.shape, self.crew, self.scheduler, self.devices
+        )
+        self.group.manifest, self.group.song, self.group.peers = manifest, song, peers
         self._start()
 
     def _fail(self, reason: str) -> list[Output]:
@@ -269,6 +317,10 @@ class Engine:
 
     def close(self) -> None:
         """Ends every process of the engine. Can be repeated; never raises."""
+        if self._hearing is not None:
+            self._hearing.close()
+            self._hearing = None
+            self.crew.attend(lambda: None, -1)
         with suppress(OSError):
             self.crew.close()
         processes.end_all(self._tag, deadline_s=5.0)

@@ -1,6 +1,6 @@
 """How a rank hurts itself at a named point when it is ordered to: for tests and drills on engines that allow it (`Options.faults`).
 
-Points: step, collective (inside a step's first joint operation), reply, load, join, restore, fence, weigh, canary.
+Points: step, collective (inside a step's first joint operation), reply, load, join, restore, fence, canary.
 """
 
 from __future__ import annotations

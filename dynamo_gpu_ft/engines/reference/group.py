@@ -7,12 +7,14 @@ replacement needs comes from the weight sources and the arena.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dynamo_gpu_ft.engines.reference import messages as say
 from dynamo_gpu_ft.engines.reference import split
+from dynamo_gpu_ft.engines.reference.asking import Asking
 from dynamo_gpu_ft.engines.reference.crew import Crew, Process
+from dynamo_gpu_ft.engines.reference.devices import Devices
 from dynamo_gpu_ft.engines.reference.joint import seats
 from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.engines.reference.scheduler import Scheduler
@@ -22,24 +24,29 @@ from dynamo_gpu_ft.errors import RecoveryFailed
 from dynamo_gpu_ft.recovery.group.base import Deadline, MembersLost, StandbyLost
 from dynamo_gpu_ft.recovery.group.plan import Kind, Plan
 from dynamo_gpu_ft.recovery.membership.base import Member, Membership
-
-#: After a broken communicator: how long to wait for the sign of who broke it.
-GRACE_S = 1.0
+from dynamo_gpu_ft.recovery.weights.peer import Table
+from dynamo_gpu_ft.topology import Device
 
 
 class ReferenceGroup:
     """`manifest` is shard -> digests of its weights as they were at the engine's start; `song` the canary's result then; `facts` what the
-    last rebuild cost, for the bench."""
+    last rebuild cost, for the bench. `peers`: processes of other engines that may hold the same weights; believed only against the manifest."""
 
-    def __init__(self, options: Options, shape: Shape, crew: Crew, scheduler: Scheduler) -> None:
+    def __init__(
+        self, options: Options, shape: Shape, crew: Crew, scheduler: Scheduler, devices: Devices
+    ) -> None:
         self._options, self._shape, self._crew, self._scheduler = options, shape, crew, scheduler
+        self._asking, self._devices = Asking(crew), devices
+        self.peers: tuple[Table, ...] = ()
+        self._tables: dict[int, Table] = {}
         self.split = self._whole = split.even(shape, options.tp, options.pp)
         self._shelf = Shelf(options, self.split)
         self.manifest: dict[int, dict[str, bytes]] = {}
         self.facts: dict[str, Any] = {}
         self.epoch = 0
         self._newest = 0  # also of attempts that failed
-        self._rebuilt: tuple[int, ...] = ()
+        #: Digests of the weights of shards that were rebuilt and not validated yet, as their ranks told them.
+        self._arrived: dict[int, dict[str, bytes]] = {}
         self._owed: dict[
             int, set[int]
         ] = {}  # heads that survivors took over and have not restored yet
@@ -53,8 +60,11 @@ class ReferenceGroup:
         return {shard: p.why for shard, p in self._crew.members.items() if p.why}
 
     def standbys(self) -> int:
+        """None of them is of use to a shard that has no device."""
         self._crew.look()
-        return len(self._crew.standbys)
+        living = {shard for shard, p in self._crew.members.items() if not p.why}
+        homeless = self._devices.homeless(set(range(self._whole.shards)) - living)
+        return len(self._crew.standbys) if len(homeless) <= self._devices.spares else 0
 
     def quiesce(self, dead: frozenset[int], deadline: Deadline) -> None:
         crew = self._crew
@@ -67,7 +77,7 @@ class ReferenceGroup:
             process.send(say.Revoke(epoch=self._newest))
         self._fences += 1
         number = self._fences
-        self._ask(
+        self._asking.ask(
             crew.members,
             say.Fence(number=number),
             say.Fenced,
@@ -76,9 +86,9 @@ class ReferenceGroup:
         )
 
     def rebuild(self, plan: Plan, epoch: int, deadline: Deadline) -> tuple[Member, ...]:
-        self.facts = {"kind": plan.kind.value, "began": time.monotonic()}
+        self.facts = {"kind": plan.kind.value, "began": time.monotonic(), "copy_s": 0.0}
         self._newest = epoch
-        cuts = self._cuts(plan)
+        cuts = self._cuts(plan.ranks)
         replacements = self._replacements(plan)
         self._crew.fresh = dict(replacements)
         if cuts != self.split:
@@ -95,21 +105,17 @@ class ReferenceGroup:
         self.split = cuts
         self._crew.members = dict(sorted(everyone.items()))
         self._crew.fresh.clear()
-        self._rebuilt = tuple(sorted(replacements))
-        return tuple(
-            Member(shard=shard, rank=rank, pid=p.pid, started=p.started)
-            for rank, (shard, p) in enumerate(self._crew.members.items())
-        )
+        return self._enlisted()
 
     def validate(self, membership: Membership, deadline: Deadline) -> None:
-        rebuilt = {shard: self._crew.members[shard] for shard in self._rebuilt}
-        for shard, weighed in self._ask(rebuilt, say.Weigh(), say.Weighed, deadline).items():
+        """Digests first: each rank made them where the weights lie now, when they had arrived, so nothing is read twice."""
+        for shard, digests in self._arrived.items():
             wanted = self.manifest.get(shard)
-            if wanted is not None and self.split == self._whole and weighed.digests != wanted:
+            if wanted is not None and self.split == self._whole and digests != wanted:
                 raise RecoveryFailed(
                     "a rebuilt shard has other weights than the engine started with",
                     where=f"shard {shard}",
-                    value=[n for n, d in weighed.digests.items() if wanted.get(n) != d][:3],
+                    value=[n for n in wanted | digests if wanted.get(n) != digests.get(n)][:3],
                     rule="equal digests",
                     remedy="look at the checkpoint and at the memory of this machine",
                 )
@@ -118,7 +124,7 @@ class ReferenceGroup:
 
     def commit(self, membership: Membership, deadline: Deadline) -> None:
         self.epoch = membership.epoch
-        self._rebuilt = ()
+        self._arrived.clear()
         self._crew.wake_standbys()
         self._crew.look()
         if lost := {s: p.why for s, p in self._crew.members.items() if p.why}:
@@ -131,17 +137,28 @@ class ReferenceGroup:
     # -- also used at the engine's start -----------------------------------------------------------------------------------
 
     def start(self, deadline: Deadline) -> tuple[Member, ...]:
-        """Forks and loads every shard. Raises as a rebuild does."""
-        shards = range(self._options.tp * self._options.pp)
-        fresh = {shard: self._crew.fork() for shard in shards}
+        """Forks and loads every shard that has a usable device: all of them, or as many as the engine may go on with (`min_shards`).
+        Raises `RecoveryFailed` when there are fewer, and as a rebuild does."""
+        every = range(self._whole.shards)
+        housed = self._devices.house(every)
+        fewest = self._options.config().min_shards or len(every)
+        if len(housed) < fewest:
+            raise RecoveryFailed(
+                "too few devices can be used",
+                where=self._options.name,
+                value="; ".join(
+                    f"shard {s}: {w}" for s, w in self._devices.homeless(every).items()
+                ),
+                rule=f"devices for {fewest} of {len(every)} shards",
+                remedy="repair the devices, or allow fewer ranks (DYN_GPU_FT_MIN_SHARDS)",
+            )
+        self.split = self._cuts(housed)
+        fresh = {shard: self._crew.fork() for shard in housed}
         self._crew.fresh = dict(fresh)
-        self._load(fresh, self._whole, deadline)
-        self.split, self._crew.members = self._whole, fresh
+        self._load(fresh, self.split, deadline)
+        self._crew.members = fresh
         self._crew.fresh.clear()
-        return tuple(
-            Member(shard=shard, rank=shard, pid=p.pid, started=p.started)
-            for shard, p in fresh.items()
-        )
+        return self._enlisted()
 
     def connect(self, epoch: int, deadline: Deadline) -> None:
         """Communicators and KV of a started engine, and the canary that later ones are compared with."""
@@ -154,7 +171,7 @@ class ReferenceGroup:
 
     def sing(self, epoch: int, deadline: Deadline) -> None:
         """One canary step: the same bits as at the start while the cuts are the same, else the same token."""
-        songs = self._ask(
+        songs = self._asking.ask(
             self._crew.members,
             say.Canary(epoch=epoch),
             say.Sang,
@@ -181,15 +198,27 @@ class ReferenceGroup:
         if self.song is None:
             self.song = first
 
+    def tables(self) -> tuple[Table, ...]:
+        """Where the live members' weights lie: for engines of the same model and cuts on this machine."""
+        return tuple(t for s, t in self._tables.items() if s in self._crew.members)
+
     def describe(self, deadline: Deadline, blocks: Sequence[int] = ()) -> dict[int, say.Described]:
         """Addresses and process of every member, and a digest of its KV of `blocks`."""
         order = say.Describe(blocks=tuple(blocks))
-        return self._ask(self._crew.members, order, say.Described, deadline)
+        return self._asking.ask(self._crew.members, order, say.Described, deadline)
 
     # -- the parts of a rebuild --------------------------------------------------------------------------------------------
 
-    def _cuts(self, plan: Plan) -> split.Split:
-        missing = sorted(set(range(self._whole.shards)) - set(plan.ranks))
+    def _enlisted(self) -> tuple[Member, ...]:
+        return tuple(
+            Member(
+                shard=shard, rank=rank, pid=p.pid, started=p.started, device=Device(index=self._devices.of(shard))
+            )
+            for rank, (shard, p) in enumerate(self._crew.members.items())
+        )  # fmt: skip
+
+    def _cuts(self, shards: Sequence[int]) -> split.Split:
+        missing = sorted(set(range(self._whole.shards)) - set(shards))
         if not missing:
             return self._whole
         return split.without(self._whole, self._shape, missing)
@@ -212,18 +241,24 @@ class ReferenceGroup:
         return found
 
     def _load(self, fresh: Mapping[int, Process], cuts: split.Split, deadline: Deadline) -> None:
+        if homeless := set(fresh) - set(self._devices.house(fresh)):
+            raise StandbyLost(f"no device for {sorted(homeless)}: {self._devices.condemned}")
         for shard, process in fresh.items():
-            expected = self.manifest.get(shard, {}) if cuts == self._whole else {}
+            expected = self._expected(shard, cuts)
+            process.since = time.monotonic()
             process.send(
                 say.Load(
-                    shard=shard, cut=cuts.cut(shard), expected=expected, deadline_s=deadline.left_s
+                    shard=shard, device=self._devices.of(shard), cut=cuts.cut(shard), expected=expected,
+                    keep=cuts == self._whole and not expected, peers=self.peers if expected else (),
+                    deadline_s=deadline.left_s,
                 )
-            )
-        told = self._answers(fresh, say.Loaded, deadline, fresh)
+            )  # fmt: skip
+        told = self._asking.answers(fresh, say.Loaded, deadline, fresh)
         for shard, loaded in told.items():
             if cuts == self._whole:
                 self.manifest.setdefault(shard, loaded.digests)
-            self._shelf.told(shard, loaded)
+            self._has(shard, loaded)
+        self._copied(told.values())
         self.facts["loads"] = {
             shard: (x.source, x.read, x.needed, x.refused) for shard, x in told.items()
         }
@@ -236,11 +271,16 @@ class ReferenceGroup:
             process,
         ) in survivors.items():  # first everybody lets go, so that everybody can take
             process.send(say.Yield(heads=cuts.cut(shard).heads))
-        self._answers(survivors, say.Ready, deadline, {})
+        self._asking.answers(survivors, say.Ready, deadline, {})
         for shard, process in survivors.items():
-            process.send(say.Recut(cut=cuts.cut(shard), deadline_s=deadline.left_s))
-        for shard, loaded in self._answers(survivors, say.Loaded, deadline, {}).items():
-            self._shelf.told(shard, loaded)
+            expected = self._expected(shard, cuts)
+            process.send(
+                say.Recut(cut=cuts.cut(shard), expected=expected, deadline_s=deadline.left_s)
+            )
+        told = self._asking.answers(survivors, say.Loaded, deadline, {})
+        self._copied(told.values())
+        for shard, loaded in told.items():
+            self._has(shard, loaded)
             held, wanted = self.split.cut(shard).heads, cuts.cut(shard).heads
             old = self._owed.get(shard, set())
             self._owed[shard] = {
@@ -268,7 +308,9 @@ class ReferenceGroup:
                     vocab=tuple(cuts.cut(s).vocab for s in stage), deadline_s=deadline.left_s,
                 )
             )  # fmt: skip
-        self._answers(everyone, say.Joined, deadline, fresh, lambda m: m.epoch == epoch, epoch)
+        self._asking.answers(
+            everyone, say.Joined, deadline, fresh, lambda m: m.epoch == epoch, epoch
+        )
 
     def _put_back(
         self,
@@ -299,7 +341,8 @@ class ReferenceGroup:
                 say.Restore(prefixes=short, heads=heads, deadline_s=deadline.left_s)
             )
             asked[shard] = everyone[shard]
-        restored = self._answers(asked, say.Restored, deadline, fresh)
+        restored = self._asking.answers(asked, say.Restored, deadline, fresh)
+        self._copied(restored.values())
         for answer in restored.values():
             for request in good:
                 good[request] = min(good[request], answer.blocks.get(request, 0))
@@ -313,56 +356,20 @@ class ReferenceGroup:
             "restored_blocks": sum(good.values()),
         }
 
-    # -- asking ------------------------------------------------------------------------------------------------------------
+    def _expected(self, shard: int, cuts: split.Split) -> dict[str, bytes]:
+        """Digests are known of the cuts that the engine started with."""
+        return self.manifest.get(shard, {}) if cuts == self._whole else {}
 
-    def _ask(
-        self,
-        asked: Mapping[int, Process],
-        order: Any,
-        kind: type,
-        deadline: Deadline,
-        which: Callable[[Any], bool] = lambda m: True,
-        epoch: int = -1,
-    ) -> dict[int, Any]:
-        for process in asked.values():
-            process.send(order)
-        return self._answers(asked, kind, deadline, {}, which, epoch)
+    def _has(self, shard: int, loaded: say.Loaded) -> None:
+        self._arrived[shard] = loaded.digests
+        self._shelf.told(shard, loaded)
+        if loaded.table is not None:
+            self._tables[shard] = loaded.table
 
-    def _answers(
-        self,
-        asked: Mapping[int, Process],
-        kind: type,
-        deadline: Deadline,
-        fresh: Mapping[int, Process],
-        which: Callable[[Any], bool] = lambda m: True,
-        epoch: int = -1,
-    ) -> dict[int, Any]:
-        """All replies of `kind`, or the contract's exceptions: `fresh` are replacements, whose loss is no member's."""
-        members = self._crew.members
-        found = self._crew.collect(
-            asked,
-            lambda m: isinstance(m, kind) and which(m),
-            deadline.at,
-            watched=members.values(),
-            epoch=epoch,
-        )
-        if len(found) == len(asked):
-            return found
-        self._wait_for_a_culprit([*asked.values(), *members.values()], deadline)
-        if lost := {s: p.why for s, p in members.items() if p.why and s not in fresh}:
-            raise MembersLost(lost)
-        if gone := {s: p.why for s, p in fresh.items() if p.why}:
-            raise StandbyLost(", ".join(f"shard {s}: {why}" for s, why in gone.items()))
-        if deadline.left_s <= 0:
-            raise TimeoutError(f"{sorted(set(asked) - set(found))} gave no {kind.__name__} in time")
-        raise RuntimeError("a communicator broke and all its members live")
-
-    def _wait_for_a_culprit(self, processes: list[Process], deadline: Deadline) -> None:
-        """A broken communicator is noticed by its members before its cause is; the cause shows within a moment, if it is a death."""
-        until = min(deadline.at, time.monotonic() + GRACE_S)
-        while not any(p.why for p in processes) and time.monotonic() < until:
-            self._crew.collect({}, lambda m: False, 0.0)
-            time.sleep(0.002)
+    def _copied(self, told: Iterable[say.Loaded | say.Restored]) -> None:
+        """They moved their bytes at the same time."""
+        seconds = self.facts.get("copy_s", 0.0)
+        self.facts["copy_s"] = seconds + max((each.seconds for each in told), default=0.0)
 
     def _note(self, name: str) -> None:
         self.facts[name] = time.monotonic()

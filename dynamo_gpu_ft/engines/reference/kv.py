@@ -116,8 +116,9 @@ class Snapshots:
         return queue, tier
 
     def _writer(self, opened: Any, head: int, record: bytes) -> Any:
-        """The head's writer. A rank that let go of it may keep the lock for as long as it lives, if a copy was under way then; the driver
-        has ended or fenced everybody else before it gives us the head, so after a moment it is taken over."""
+        """The head's writer. A rank that let go of it is "busy" for as long as it lives if a copy was under way then. After a moment it is
+        taken over, which is safe whatever that rank still does (`attach_writer` promises it): it seals nothing more, and nobody gets the
+        slot that it copies into."""
         give_up = time.monotonic() + _HANDOVER_S
         while True:
             late = time.monotonic() > give_up

@@ -15,6 +15,7 @@ import msgspec
 
 from dynamo_gpu_ft.engines.reference.split import Cut, Range
 from dynamo_gpu_ft.engines.reference.tiles import Piece
+from dynamo_gpu_ft.recovery.weights.peer import Table
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -58,11 +59,15 @@ class Prepare(_Message, frozen=True, kw_only=True):
 
 
 class Load(_Message, frozen=True, kw_only=True):
-    """Become `shard`: weights, cache, KV snapshots. `expected`: digests to insist on; empty at the first start. Answer: `Loaded`."""
+    """Become `shard` on `device`: weights, cache, KV snapshots. `expected`: digests to insist on; empty at the first start. `keep`: write
+    the weights to the neighbour file. `peers`: live processes that may hold the same weights. Answer: `Loaded`."""
 
     shard: int
+    device: int
     cut: Cut
     expected: dict[str, bytes] = {}
+    keep: bool = False
+    peers: tuple[Table, ...] = ()
     deadline_s: float
 
 
@@ -73,9 +78,11 @@ class Yield(_Message, frozen=True, kw_only=True):
 
 
 class Recut(_Message, frozen=True, kw_only=True):
-    """Hold `cut` from now on: weights by the sources, KV heads that stay moved over bit by bit. Answer: `Loaded`."""
+    """Hold `cut` from now on: weights by the sources, KV heads that stay moved over bit by bit. `expected` as in `Load`. Answer:
+    `Loaded`."""
 
     cut: Cut
+    expected: dict[str, bytes] = {}
     deadline_s: float
 
 
@@ -120,10 +127,6 @@ class Restore(_Message, frozen=True, kw_only=True):
     deadline_s: float
 
 
-class Weigh(_Message, frozen=True, kw_only=True):
-    """Digest the weights as they are in memory now. Answer: `Weighed`."""
-
-
 class Canary(_Message, frozen=True, kw_only=True):
     """One tile of one known token through all ranks. Answer: `Sang`."""
 
@@ -145,7 +148,7 @@ class Arm(_Message, frozen=True, kw_only=True):
 
 
 Order = Union[
-    Prepare, Load, Yield, Recut, Join, Step, Revoke, Fence, Restore, Weigh, Canary, Describe, Arm
+    Prepare, Load, Yield, Recut, Join, Step, Revoke, Fence, Restore, Canary, Describe, Arm
 ]
 
 
@@ -159,8 +162,9 @@ class Ready(_Message, frozen=True, kw_only=True):
 
 
 class Loaded(_Message, frozen=True, kw_only=True):
-    """`source` gave the weights: `read` bytes for `needed`. `namespace` and `kv_epoch` are those of the shard's KV snapshots, -1
-    without (`not_protected` says why)."""
+    """`source` gave the weights: `read` bytes for `needed`; `digests` are of the tensors where they lie in this rank's memory. `seconds`
+    went into moving weights and, in a `Recut`, KV. `namespace` and `kv_epoch` are those of the shard's KV snapshots, -1
+    without (`not_protected` says why). `table`: where the weights lie, for peers; None where they are not in host memory."""
 
     digests: dict[str, bytes]
     source: str
@@ -171,6 +175,7 @@ class Loaded(_Message, frozen=True, kw_only=True):
     namespace: int = -1
     kv_epoch: int = -1
     not_protected: str = ""
+    table: Table | None = None
 
 
 class Joined(_Message, frozen=True, kw_only=True):
@@ -213,10 +218,6 @@ class Restored(_Message, frozen=True, kw_only=True):
     reasons: tuple[str, ...] = ()
 
 
-class Weighed(_Message, frozen=True, kw_only=True):
-    digests: dict[str, bytes]
-
-
 class Sang(_Message, frozen=True, kw_only=True):
     """`logits`: digest of the canary's logits; `token` the greedy one. Only from the last stage."""
 
@@ -236,9 +237,7 @@ class Described(_Message, frozen=True, kw_only=True):
     kv: dict[int, bytes] = {}
 
 
-Reply = Union[
-    Hello, Ready, Loaded, Joined, Done, Broken, Failed, Fenced, Restored, Weighed, Sang, Described
-]
+Reply = Union[Hello, Ready, Loaded, Joined, Done, Broken, Failed, Fenced, Restored, Sang, Described]
 
 MAX_MESSAGE = 256 << 20
 _LENGTH = struct.Struct("<I")

@@ -18,7 +18,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     dtype       "float32", "bfloat16" or "float16": weights, cache and activations
     block       tokens of a KV block;  blocks: how many each rank has, the first belongs to nobody
     tile        rows that every product sees;  rows: most rows of a step (a prompt is prefilled in chunks of what is left)
-    device      "cpu", or "cuda": shard s on device s modulo their number
+    device      "cpu", or "cuda": device d of the ranks is CUDA's device d modulo their number
+    devices     how many there are for the ranks, spare ones included; 0: one for each shard
     threads     of a rank's arithmetic
     name        names the engine in its files; one live engine each
     faults      whether ranks take orders to hurt themselves (tests and drills)
@@ -34,6 +35,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     tile: int = 8
     rows: int = 64
     device: str = "cpu"
+    devices: int = 0
     threads: int = 1
     name: str = "reference"
     faults: bool = False

@@ -83,9 +83,7 @@ class Rank:
         self._faults.at("load")
         self._watch(order.shard)
         self._busy(order.deadline_s)
-        self._shard = Shard(
-            order.shard, order.cut, self._options, self._sources, order.expected, self._tag, order.deadline_s
-        )  # fmt: skip
+        self._shard = Shard(order, self._options, self._sources, self._tag)
         self._idle()
         return self._shard.told()
 
@@ -96,7 +94,7 @@ class Rank:
 
     def _recut(self, order: say.Recut) -> say.Loaded:
         self._busy(order.deadline_s)
-        self._own.recut(order.cut, order.deadline_s)
+        self._own.recut(order)
         self._idle()
         return self._own.told()
 
@@ -172,11 +170,6 @@ class Rank:
     def _fence(self, order: say.Fence) -> say.Fenced:
         self._faults.at("fence")
         return say.Fenced(number=order.number)
-
-    def _weigh(self, order: say.Weigh) -> say.Weighed:
-        self._faults.at("weigh")
-        weights = self._own.weights
-        return say.Weighed(digests={str(need): weights.digest(need) for need in weights.needs})
 
     def _canary(self, order: say.Canary) -> say.Sang:
         self._faults.at("canary")

@@ -5,7 +5,8 @@ Made by `Load`, by a first start as by a replacement; changed only by `Recut`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,15 +14,16 @@ import torch
 
 from dynamo_gpu_ft.engines.reference import needs, shape
 from dynamo_gpu_ft.engines.reference.kv import Snapshots, make_cache, move_heads
-from dynamo_gpu_ft.engines.reference.messages import Loaded
+from dynamo_gpu_ft.engines.reference.messages import Load, Loaded, Recut
 from dynamo_gpu_ft.engines.reference.model import Stage
 from dynamo_gpu_ft.engines.reference.options import Options
-from dynamo_gpu_ft.engines.reference.split import Cut, even
+from dynamo_gpu_ft.engines.reference.split import even
 from dynamo_gpu_ft.engines.reference.weights import ShardWeights, touched_room
 from dynamo_gpu_ft.errors import GpuFtError, WeightsError
 from dynamo_gpu_ft.kv.namespace import weights_id
 from dynamo_gpu_ft.recovery.weights import chain, neighbour
 from dynamo_gpu_ft.recovery.weights.base import WeightSource
+from dynamo_gpu_ft.recovery.weights.peer import PeerSource, Table
 from dynamo_gpu_ft.recovery.weights.slices import SliceSource
 
 DTYPES = {
@@ -56,8 +58,10 @@ class Sources:
             self.slices.entries()
         return notes
 
-    def ordered(self) -> list[WeightSource]:
-        return [self.neighbours, self.slices]
+    def ordered(self, peers: Sequence[Table]) -> list[WeightSource]:
+        """The fastest first."""
+        live: list[WeightSource] = [PeerSource(peers, self.model)] if peers else []
+        return [*live, self.neighbours, self.slices]
 
     def keep(self, shard: int, epoch: int, weights: ShardWeights) -> str:
         """Writes the neighbour file; returns why it could not be written, "" when it was."""
@@ -71,38 +75,32 @@ class Sources:
 class Shard:
     """`number` is the shard's own for ever. Weights keep their addresses until a `recut`."""
 
-    def __init__(
-        self,
-        number: int,
-        cut: Cut,
-        options: Options,
-        sources: Sources,
-        expected: Mapping[str, bytes],
-        engine_id: str,
-        deadline_s: float,
-    ) -> None:
-        self.number, self.cut, self._options, self._sources = number, cut, options, sources
+    def __init__(self, order: Load, options: Options, sources: Sources, engine_id: str) -> None:
+        self.number, self.cut = order.shard, order.cut
+        self._options, self._sources = options, sources
         self.shape = shape.read(Path(options.model))
-        self.device = device_of(options, number)
+        self.device = device_of(options, order.device)
         self._dtype = DTYPES[options.dtype]
-        self.loaded = self._load(cut, expected, deadline_s)
-        self.cache = make_cache(self.shape, cut, options, self._dtype, self.device)
-        self.stage = Stage(self.shape, cut, self.weights.tensors, self.cache)
-        self.not_protected = sources.keep(number, 1, self.weights) if not expected else ""
+        began = time.monotonic()
+        self.loaded = self._load(order, order.peers)
+        self._seconds = time.monotonic() - began
+        self.cache = make_cache(self.shape, self.cut, options, self._dtype, self.device)
+        self.stage = Stage(self.shape, self.cut, self.weights.tensors, self.cache)
+        self.not_protected = sources.keep(self.number, 1, self.weights) if order.keep else ""
         self.snapshots: Snapshots | None = None
         if options.config().snapshot:
             self._protect(engine_id)
 
-    def _load(self, cut: Cut, expected: Mapping[str, bytes], deadline_s: float) -> chain.Loaded:
+    def _load(self, order: Load | Recut, peers: Sequence[Table] = ()) -> chain.Loaded:
         room, self._sources.room = self._sources.room, None
-        self.weights = ShardWeights(needs.of(self.shape, cut), self._dtype, self.device, room)
+        self.weights = ShardWeights(needs.of(self.shape, order.cut), self._dtype, self.device, room)
         return chain.load(
-            self._sources.ordered(),
+            self._sources.ordered(peers),
             self.weights.needs,
             self.weights,
             self.weights.digest,
-            expected=expected or None,
-            deadline_s=deadline_s,
+            expected=order.expected or None,
+            deadline_s=order.deadline_s,
         )
 
     def _protect(self, engine_id: str) -> None:
@@ -118,18 +116,20 @@ class Shard:
             found.close()
             self.not_protected = str(error)
 
-    def recut(self, cut: Cut, deadline_s: float) -> tuple[int, ...]:
+    def recut(self, order: Recut) -> tuple[int, ...]:
         """Takes another part of the same layers; returns the heads whose KV is still to be restored. The old weights are kept until
         the new ones are whole."""
         before, cache, weights, loaded = self.cut, self.cache, self.weights, self.loaded
+        began, cut = time.monotonic(), order.cut
         try:
-            self.loaded = self._load(cut, {}, deadline_s)
+            self.loaded = self._load(order)
         except BaseException:
             self.weights, self.loaded = weights, loaded
             raise
         self.cut = cut
         self.cache = make_cache(self.shape, cut, self._options, self._dtype, self.device)
         lacking = move_heads(cache, before.heads, self.cache, cut.heads)
+        self._seconds = time.monotonic() - began
         self.stage = Stage(self.shape, cut, self.weights.tensors, self.cache)
         if self.snapshots is not None:
             self.snapshots.hold(cut.heads, self.cache)
@@ -142,15 +142,16 @@ class Shard:
             source=report.source,
             read=report.bytes_read,
             needed=report.bytes_needed,
-            seconds=report.seconds,
+            seconds=self._seconds,
             refused=self.loaded.refused,
             namespace=kept.namespace if kept else -1,
             kv_epoch=kept.epoch if kept else -1,
             not_protected=self.not_protected,
+            table=self.weights.table(self._sources.model, self.loaded.digests),
         )
 
 
-def device_of(options: Options, shard: int) -> torch.device:
+def device_of(options: Options, number: int) -> torch.device:
     if options.device != "cuda":
         return torch.device("cpu")
-    return torch.device("cuda", shard % max(1, torch.cuda.device_count()))
+    return torch.device("cuda", number % max(1, torch.cuda.device_count()))

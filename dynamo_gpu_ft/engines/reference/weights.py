@@ -6,7 +6,7 @@ The addresses in it never change while the rank lives: a recovery of others leav
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -61,11 +61,12 @@ class ShardWeights:
         self._scratch = {need: bytearray(need.size(dtype))}  # one at a time
         return memoryview(self._scratch[need])
 
-    def filled(self, need: Need, dtype: str) -> None:
+    def filled(self, need: Need, dtype: str) -> bool:
         data = self._scratch.pop(need, None)
         if data:
             source = torch.frombuffer(data, dtype=TYPES[dtype]).view(need.shape)
             self.tensors[need.tensor].copy_(source)
+        return data is None
 
     # -- reading back ------------------------------------------------------------------------------------------------
 
@@ -81,13 +82,14 @@ class ShardWeights:
         """What the neighbour file keeps."""
         return [(need, self.dtype, self.host(need)) for need in self.needs]
 
-    def table(self, model: str, digests: dict[str, bytes]) -> Table:
-        """What a peer on this machine reads; empty for weights on a device."""
+    def table(self, model: str, digests: Mapping[str, bytes]) -> Table | None:
+        """What a peer on this machine reads; None for weights on a device."""
+        if self.device.type != "cpu":
+            return None
         own = this_process()
         places = [
             Place(need.tensor, need.box, self.dtype, self.tensors[need.tensor].data_ptr(), digests[str(need)])
             for need in self.needs
-            if self.device.type == "cpu"
         ]  # fmt: skip
         return Table(own.pid, own.started, model, tuple(places))
 

@@ -7,8 +7,8 @@ checks every tensor by digest. Bytes cross as memoryviews, so no source knows of
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from dynamo_gpu_ft.errors import WeightsError
@@ -44,18 +44,22 @@ class Sink(Protocol):
     def room(self, need: Need, dtype: str) -> memoryview:
         """Writable, contiguous, exactly `need.size(dtype)` bytes: the tensor itself where it has this type, else room to convert from."""
 
-    def filled(self, need: Need, dtype: str) -> None:
-        """All bytes of the last `room` for this need are there."""
+    def filled(self, need: Need, dtype: str) -> bool | None:
+        """All bytes of the last `room` for this need are there. True when that room is the tensor itself and they stay as they are: a
+        digest of them is the tensor's own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one load cost: `bytes_read` from the source (what it had to skip included), `bytes_needed` in the source's own types."""
+    """What one load cost: `bytes_read` from the source (what it had to skip included), `bytes_needed` in the source's own types.
+
+    digests   need (as text) -> digest of the sink's own bytes, of those needs that were digested where they lie now"""
 
     source: str
     bytes_read: int
     bytes_needed: int
     seconds: float
+    digests: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class WeightSource(Protocol):

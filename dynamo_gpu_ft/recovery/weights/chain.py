@@ -31,8 +31,8 @@ def load(
     expected: Mapping[str, bytes] | None = None,
     deadline_s: float,
 ) -> Loaded:
-    """Loads from the first source that works. `digest_of` reads the engine's own tensor after it was filled; with `expected`, every
-    need must have that digest, or the source counts as forged.
+    """Loads from the first source that works. Every tensor is digested once where it lies: by the source as its bytes arrived, else by
+    `digest_of`, which reads the engine's own. With `expected`, every need must have that digest, or the source counts as forged.
 
     Blocks at most about `deadline_s` seconds for all sources together. Raises `WeightsError` when none is left, `TimeoutError`."""
     give_up = time.monotonic() + deadline_s
@@ -43,7 +43,10 @@ def load(
             raise TimeoutError(f"no source gave the weights in {deadline_s:g} s: {refused}")
         try:
             report = source.load(needs, sink, left)
-            digests = {str(need): digest_of(need) for need in needs}
+            digests = {
+                name: report.digests.get(name) or digest_of(need)
+                for name, need in zip(map(str, needs), needs, strict=True)
+            }
             _check(source, digests, expected)
         except (WeightsError, TimeoutError) as error:
             refused.append((source.name, str(error)))

@@ -133,12 +133,12 @@ class NeighbourSource:
             read_at(files[each.where], each.at, into, Path(each.where))
 
         try:
-            read_bytes, needed = pieces.assemble(needs, stored, read, sink, deadline_s)
+            read_bytes, needed, digests = pieces.assemble(needs, stored, read, sink, deadline_s)
         except TimeoutError:
             raise  # it is an OSError too
         except OSError as error:
             raise refuse("a neighbour copy cannot be read", "", str(error)) from error
-        return Report(self.name, read_bytes, needed, time.monotonic() - started)
+        return Report(self.name, read_bytes, needed, time.monotonic() - started, digests)
 
     def close(self) -> None:
         for descriptor, _ in self._open.values():

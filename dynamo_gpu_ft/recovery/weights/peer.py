@@ -73,8 +73,8 @@ class PeerSource:
             if _started(table.pid) != table.started:
                 raise refuse("the peer is gone", f"process {table.pid}")
 
-        read_bytes, needed = pieces.assemble(needs, stored, read, sink, deadline_s)
-        return Report(self.name, read_bytes, needed, time.monotonic() - started)
+        read_bytes, needed, digests = pieces.assemble(needs, stored, read, sink, deadline_s)
+        return Report(self.name, read_bytes, needed, time.monotonic() - started, digests)
 
     def _copy(self, pid: int, address: int, into: memoryview, give_up: float) -> None:
         own = ctypes.addressof(ctypes.c_char.from_buffer(into)) if len(into) else 0

@@ -90,17 +90,19 @@ def assemble(
     read: Callable[[Stored, memoryview], None],
     sink: Sink,
     deadline_s: float,
-) -> tuple[int, int]:
-    """Fills the sink; (bytes read, bytes needed). Raises `WeightsError`, `TimeoutError`."""
+) -> tuple[int, int, dict[str, bytes]]:
+    """Fills the sink; (bytes read, bytes needed, digests as in `Report`). Raises `WeightsError`, `TimeoutError`; nothing is read when a
+    need is not there in whole."""
     core, give_up = native.load(), time.monotonic() + deadline_s
     by_tensor: dict[str, list[Stored]] = {}
     for each in stored:
         by_tensor.setdefault(each.need.tensor, []).append(each)
+    found = [(need, cover(need, by_tensor.get(need.tensor, ()))) for need in needs]
     bytes_read = bytes_needed = 0
-    for need in needs:
+    digests: dict[str, bytes] = {}
+    for need, parts in found:
         if time.monotonic() > give_up:
             raise TimeoutError(f"weights came too slowly: {bytes_read} bytes in {deadline_s:g} s")
-        parts = cover(need, by_tensor.get(need.tensor, ()))
         dtype = parts[0][0].dtype if parts else "F32"
         if any(part.dtype != dtype for part, _ in parts):
             raise refuse("parts of a tensor have different types", str(need))
@@ -110,16 +112,18 @@ def assemble(
             whole = room if exact else memoryview(bytearray(part.size))
             read(part, whole)
             bytes_read += part.size
-            if (found := core.digest(whole)) != part.digest:
+            if (digest := core.digest(whole)) != part.digest:
                 raise refuse(
                     "kept weights are damaged",
                     f"{part.where}, {part.need}",
-                    found.hex(),
+                    digest.hex(),
                     f"digest {part.digest.hex()}",
                     "the next source is asked",
                 )
             if not exact:
                 place(box, whole, part.need.box, room, need.box, DTYPES[dtype])
         bytes_needed += need.size(dtype)
-        sink.filled(need, dtype)
-    return bytes_read, bytes_needed
+        in_place = sink.filled(need, dtype)
+        if in_place and len(parts) == 1 and parts[0][0].need.box == need.box:
+            digests[str(need)] = parts[0][0].digest
+    return bytes_read, bytes_needed, digests
