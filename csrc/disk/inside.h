@@ -68,8 +68,10 @@ struct Log::Inside : std::enable_shared_from_this<Log::Inside> {
   void check() const;  // throws GFT_FORKED, GFT_CLOSED
   bool forked() const;
 
-  // recover.cpp. Reads what `super` names into index, segments and namespaces. `mine`: afterwards nothing grows any more.
-  void load(const Super &super, bool mine);
+  // recover.cpp. Reads what `super` names into index, segments and namespaces; false when a segment was not there or not readable.
+  // `mine`: afterwards nothing grows any more.
+  bool load(const Super &super, bool mine);
+  void follow(Super super, const Pulse &now);  // reader: load, and again while the writer takes segments away under it
   bool load_segment(uint64_t number, SegmentState &state, bool mine);
   Super rebuilt() const;  // from the segments alone
 

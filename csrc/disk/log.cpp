@@ -207,7 +207,7 @@ void Log::refresh() {
   }
   uint64_t highest;
   auto super = newest_super(in.folder, highest);
-  if (super && super->log == in.log) in.load(*super, false);
+  if (super && super->log == in.log) in.follow(std::move(*super), now);
   in.pulse = now;
 }
 

@@ -15,6 +15,7 @@ namespace gft::disk {
 namespace {
 
 constexpr uint64_t kMostSummaryBytes = uint64_t{1} << 30;
+constexpr int kMostLooks = 8;  // of a reader whose writer collects faster than it reads
 
 uint64_t segment_of(const std::string &name) {
   unsigned long long term = 0, number = 0;
@@ -27,7 +28,7 @@ uint64_t segment_of(const std::string &name) {
 }  // namespace
 
 bool Log::Inside::load_segment(uint64_t number, SegmentState &state, bool mine) {
-  if (state.limit) {
+  if (state.limit && !state.walk.next) {
     // The shortcut: no byte of the segment itself is read.
     try {
       std::string name = summary_name(number);
@@ -69,7 +70,8 @@ bool Log::Inside::load_segment(uint64_t number, SegmentState &state, bool mine) 
   }
 }
 
-void Log::Inside::load(const Super &super, bool mine) {
+bool Log::Inside::load(const Super &super, bool mine) {
+  bool all = true;
   std::set<uint64_t> named;
   for (const SuperEntry &entry : super.segments) {
     named.insert(entry.segment);
@@ -80,19 +82,11 @@ void Log::Inside::load(const Super &super, bool mine) {
       state = known->second;  // still growing when we looked last: walk on
     }
     state.flags = entry.flags;
-    bool follow = known != segments.end() && state.walk.next;
-    state.limit = follow ? 0 : entry.limit;
-    if (follow && entry.limit) {
-      state.limit = entry.limit;
-      auto file = files.get(log, entry.segment);
-      Scanned found;
-      scan(*file, entry.limit, state.walk, found);
-      for (const std::string &record : found.namespaces) remember_namespace(record);
-      for (const Entry &each : found.entries) index.add(each, false);
-    } else if (!load_segment(entry.segment, state, mine)) {
-      continue;
-    }
-    segments[entry.segment] = state;
+    state.limit = entry.limit;
+    if (load_segment(entry.segment, state, mine))
+      segments[entry.segment] = state;
+    else
+      all = false;
   }
   for (auto at = segments.begin(); at != segments.end();) {
     if (named.contains(at->first)) {
@@ -102,6 +96,21 @@ void Log::Inside::load(const Super &super, bool mine) {
     index.remove_segment(at->first);
     files.forget(at->first);
     at = segments.erase(at);
+  }
+  return all;
+}
+
+void Log::Inside::follow(Super super, const Pulse &now) {
+  for (int looks = 1;; ++looks) {
+    bool all = load(super, false);
+    bool newest = super.term != now.term || super.generation >= now.generation;
+    if ((all && newest) || looks == kMostLooks) return;
+    // A segment that was collected between the two reads: its blocks have a place that a newer superblock names. One that
+    // is missing although nothing changed is lost, and so are its blocks.
+    uint64_t highest;
+    auto next = newest_super(folder, highest);
+    if (!next || next->log != log || std::pair(next->term, next->generation) == std::pair(super.term, super.generation)) return;
+    super = std::move(*next);
   }
 }
 
@@ -164,7 +173,7 @@ void Log::Inside::open_reader() {
   if (!super) super = rebuilt();
   if (super->log == Id{}) fail(GFT_NOT_FOUND, "no disk log in %s; check the path", folder.path.c_str());
   log = super->log;
-  load(*super, false);
+  follow(std::move(*super), pulse);
 }
 
 void Log::Inside::start_threads() {

@@ -8,7 +8,10 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import signal
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -201,18 +204,48 @@ def test_a_reader_follows_the_writer_through_seals_and_collections(
             log.drop(log.find_link(key.link))
         reader.refresh()
         for key, payload in blocks[first + 30 : first + 50]:
-            entry = reader.find_link(key.link)
-            try:
-                assert reader.read(entry) == payload
-            except (
-                core.CoreError
-            ) as error:  # collected meanwhile: the next refresh knows the new place
-                assert error.code == "not_found"
-                reader.refresh()
-                assert reader.read(reader.find_link(key.link)) == payload
+            assert wherever_it_goes(reader, key) == payload
     with pytest.raises(core.CoreError) as caught:
         reader.append(*blocks[0])
     assert caught.value.code == "read_only"
+
+
+def test_a_reader_that_is_held_up_anywhere_misses_no_block_that_is_moved_meanwhile(
+    open_log: Callable[..., Any], rng: random.Random, path: Path, tmp_path: Path
+) -> None:
+    """Each time the reader's process is stopped, in the middle of a look mostly, segments are collected under it."""
+    log = open_log(segment_bytes=1 << 16, live_ratio=0.99, staging_bytes=1 << 20)
+    blocks = chain(log, rng, 1200, size=3000)
+    links = tmp_path / "links"
+    links.touch()
+    follower = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("disk_follower.py")), str(path), str(links)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert follower.stdout
+        assert follower.stdout.readline() == "ready\n"
+        with links.open("ab", 0) as stored:
+            for first in range(0, len(blocks), 12):
+                follower.send_signal(signal.SIGSTOP)
+                before = log.stats()["collected"]
+                append_all(log, blocks[first : first + 12])
+                for key, _ in blocks[first : first + 11]:
+                    log.drop(log.find_link(key.link))
+                stored.write(blocks[first + 11][0].link)
+                waits = time.monotonic() + 0.1  # a pause of the collector is no failure
+                while log.stats()["collected"] == before and time.monotonic() < waits:
+                    time.sleep(0.001)
+                follower.send_signal(signal.SIGCONT)
+                time.sleep(rng.random() * 0.004)
+        links.unlink()
+        said, _ = follower.communicate(timeout=60)
+    finally:
+        follower.kill()
+        follower.wait()
+    assert follower.returncode == 0, said
+    assert log.stats()["collected"] > 5
 
 
 def test_the_cap_holds_and_takes_old_blocks_first_and_held_ones_last(
@@ -328,6 +361,22 @@ def test_a_forked_child_may_not_use_its_parents_log(
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert log.read(log.find_link(blocks[0][0].link)) == blocks[0][1]
+
+
+def wherever_it_goes(reader: Any, key: Any) -> bytes:
+    """A stored block's payload by a reader that follows a writer which collects: each time it is gone it lies further on."""
+    entry = reader.find_link(key.link)
+    while True:
+        assert entry is not None, f"block {key.position} is stored and unknown to the reader"
+        try:
+            payload: bytes = reader.read(entry)
+            return payload
+        except core.CoreError as error:
+            assert error.code == "not_found"
+        before = entry.segment
+        reader.refresh()
+        entry = reader.find_link(key.link)
+        assert entry is None or entry.segment > before, "gone, and nothing took it away"
 
 
 def until(holds: Callable[[], bool], seconds: float = 60) -> None:
