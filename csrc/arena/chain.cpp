@@ -65,47 +65,15 @@ std::vector<Sealed> candidates(const Core &core, const Wanted &wanted, std::stri
 }
 
 Why ChainWalk::start(const std::string *parent, uint64_t position) {
-  position_ = position;
-  levels_.clear();
-  links_.clear();
-  if (!parent) {
-    if (position != 0) return Why::chain;
-    links_.push_back(wanted_.name_space.id);
-    return Why::ok;
-  }
-  if (position == 0) return Why::chain;
-  Why why;
-  for (const Sealed &sealed : candidates(core_, wanted_, *parent, static_cast<int64_t>(position - 1), why))
-    links_.push_back(std::to_array(sealed.header.link));
-  return links_.empty() ? why : Why::ok;
+  return levels_.start(wanted_.name_space.id, parent, position, [this](std::string_view hash, uint64_t at, Why &why) {
+    return candidates(core_, wanted_, hash, static_cast<int64_t>(at), why);
+  });
 }
 
 Why ChainWalk::step(std::string_view hash) {
-  Why why;
-  auto found = candidates(core_, wanted_, hash, static_cast<int64_t>(position_), why);
-  Level level;
-  for (const Sealed &sealed : found) {
-    auto parent = std::find(links_.begin(), links_.end(), std::to_array(sealed.header.parent_link));
-    if (parent == links_.end()) continue;
-    level.parents.push_back(static_cast<size_t>(parent - links_.begin()));
-    level.blocks.push_back(sealed);
-  }
-  if (level.blocks.empty()) return found.empty() ? why : Why::chain;
-  links_.clear();
-  for (const Sealed &sealed : level.blocks) links_.push_back(std::to_array(sealed.header.link));
-  levels_.push_back(std::move(level));
-  ++position_;
-  return Why::ok;
-}
-
-std::vector<Sealed> ChainWalk::chain() const {
-  std::vector<Sealed> out(levels_.size());
-  size_t at = 0;
-  for (size_t i = levels_.size(); i-- > 0;) {
-    out[i] = levels_[i].blocks[at];
-    at = levels_[i].parents[at];
-  }
-  return out;
+  return levels_.step(hash, [this](std::string_view name, uint64_t at, Why &why) {
+    return candidates(core_, wanted_, name, static_cast<int64_t>(at), why);
+  });
 }
 
 PrefixAnswer usable_prefix(Core &core, uint32_t name_space, std::span<const uint32_t> shards,

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core.h"
+#include "levels.h"
 
 namespace gft {
 
@@ -17,14 +18,11 @@ struct Sealed {
   uint64_t word;
   SlotHeader header;
 
+  Id link() const { return std::to_array(header.link); }
+  Id parent_link() const { return std::to_array(header.parent_link); }
   // Still the same generation: nothing has been written to the slot since `word` was read.
   bool unchanged(const Core &core) const;
 };
-
-// Why a block cannot be used, the less telling first: the most telling of several candidates is the answer.
-enum class Why { missing, writing, name_space, damaged, epoch, chain, ok };
-const char *why_text(Why why);   // of Prefix.reason
-gft_status why_status(Why why);  // of a single block
 
 // What a block must be to be used.
 struct Wanted {
@@ -40,8 +38,7 @@ Why read_sealed(const Core &core, uint64_t slot, StateWord word, const Wanted &w
 inline constexpr size_t kCandidates = 8;
 std::vector<Sealed> candidates(const Core &core, const Wanted &wanted, std::string_view hash, int64_t position, Why &why);
 
-// Follows one shard's chain. Several sealed blocks may bear one name (a stale writer's and its successor's): the walk
-// keeps all that fit so far, so that it never ends early because it took the wrong twin.
+// Follows one shard's chain.
 class ChainWalk {
  public:
   ChainWalk(const Core &core, const Wanted &wanted) : core_(core), wanted_(wanted) {}
@@ -49,20 +46,13 @@ class ChainWalk {
   // Starts at position 0 (no parent) or behind the sealed block `parent`.
   Why start(const std::string *parent, uint64_t position);
   Why step(std::string_view hash);
-  uint64_t length() const { return levels_.size(); }
-  // The blocks of the whole walk as one consistent chain, oldest first.
-  std::vector<Sealed> chain() const;
+  uint64_t length() const { return levels_.length(); }
+  std::vector<Sealed> chain() const { return levels_.chain(); }
 
  private:
-  struct Level {
-    std::vector<Sealed> blocks;
-    std::vector<size_t> parents;  // of each block: its place in the level before
-  };
   const Core &core_;
   const Wanted wanted_;
-  uint64_t position_ = 0;
-  std::vector<Id> links_;  // that the next block may have as its parent
-  std::vector<Level> levels_;
+  Levels<Sealed> levels_;
 };
 
 struct PrefixAnswer {

@@ -58,46 +58,12 @@ std::vector<Place> BackedWalk::places(std::string_view hash, uint64_t position, 
 }
 
 Why BackedWalk::start(const std::string *parent, uint64_t position) {
-  position_ = position;
-  levels_.clear();
-  links_.clear();
-  if (!parent) {
-    if (position != 0) return Why::chain;
-    links_.push_back(wanted_.name_space.id);
-    return Why::ok;
-  }
-  if (position == 0) return Why::chain;
-  Why why;
-  for (const Place &place : places(*parent, position - 1, why)) links_.push_back(place.link());
-  return links_.empty() ? why : Why::ok;
+  return levels_.start(wanted_.name_space.id, parent, position,
+                       [this](std::string_view hash, uint64_t at, Why &why) { return places(hash, at, why); });
 }
 
 Why BackedWalk::step(std::string_view hash) {
-  Why why;
-  auto found = places(hash, position_, why);
-  Level level;
-  for (Place &place : found) {
-    auto parent = std::find(links_.begin(), links_.end(), place.parent_link());
-    if (parent == links_.end()) continue;
-    level.parents.push_back(static_cast<size_t>(parent - links_.begin()));
-    level.blocks.push_back(std::move(place));
-  }
-  if (level.blocks.empty()) return found.empty() ? why : Why::chain;
-  links_.clear();
-  for (const Place &place : level.blocks) links_.push_back(place.link());
-  levels_.push_back(std::move(level));
-  ++position_;
-  return Why::ok;
-}
-
-std::vector<Place> BackedWalk::chain() const {
-  std::vector<Place> out(levels_.size());
-  size_t at = 0;
-  for (size_t i = levels_.size(); i-- > 0;) {
-    out[i] = levels_[i].blocks[at];
-    at = levels_[i].parents[at];
-  }
-  return out;
+  return levels_.step(hash, [this](std::string_view name, uint64_t at, Why &why) { return places(name, at, why); });
 }
 
 namespace {

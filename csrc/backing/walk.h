@@ -40,25 +40,19 @@ class BackedWalk {
   // As ChainWalk: position 0, or behind the block named `parent`, wherever that lies.
   Why start(const std::string *parent, uint64_t position);
   Why step(std::string_view hash);
-  uint64_t length() const { return levels_.size(); }
+  uint64_t length() const { return levels_.length(); }
   // The blocks of the whole walk as one chain, oldest first; from the arena where it has them.
-  std::vector<Place> chain() const;
+  std::vector<Place> chain() const { return levels_.chain(); }
 
  private:
   // Everything of that name that holds for itself, in the arena first; a record whose block is in the arena is left out.
   std::vector<Place> places(std::string_view hash, uint64_t position, Why &why) const;
 
-  struct Level {
-    std::vector<Place> blocks;
-    std::vector<size_t> parents;  // of each block: its place in the level before
-  };
   const Core *core_;
   const disk::Log *log_;
   const Wanted wanted_;
   const Shape shape_;
-  uint64_t position_ = 0;
-  std::vector<Id> links_;
-  std::vector<Level> levels_;
+  Levels<Place> levels_;
 };
 
 // How much of a prefix can be had, and from where: `runs` alternate between arena and disk in prefix order.

@@ -4,7 +4,6 @@
 
 #include <fcntl.h>
 #include <poll.h>
-#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -15,7 +14,6 @@
 #include <cstring>
 
 #include "../support/fail.h"
-#include "../support/fork_guard.h"
 #include "../support/quiet.h"
 #include "process.h"
 #include "record.h"
@@ -107,7 +105,6 @@ Slot &Beats::slot(uint32_t rank) {
 Beat::Beat(std::shared_ptr<Beats> beats, uint32_t rank, double tick_seconds)
     : beats_(std::move(beats)),
       slot_(beats_->slot(rank)),
-      made_in_((guard_forks(), fork_generation())),
       pid_(static_cast<uint32_t>(getpid())),
       tick_seconds_(tick_seconds) {
   if (!(tick_seconds >= 0.001 && tick_seconds <= 10))
@@ -122,31 +119,16 @@ Beat::Beat(std::shared_ptr<Beats> beats, uint32_t rank, double tick_seconds)
   slot_.began_ns.store(now_ns(), std::memory_order_relaxed);
   slot_.pid.store(pid_, std::memory_order_release);
   slot_.phase.store(static_cast<uint32_t>(Phase::kIdle), std::memory_order_release);
-  stop_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  if (stop_ < 0) fail(GFT_IO, "cannot make an eventfd: %s; check the limit on open files (ulimit -n)", strerror(errno));
-  SignalsBlocked quiet;
-  try {
-    ticker_ = std::thread([this] { tick(); });
-  } catch (const std::exception &why) {
-    close(stop_);
-    fail(GFT_INTERNAL, "cannot start the heartbeat's thread: %s; check the process limit (ulimit -u)", why.what());
-  }
+  ticker_.start([this] { tick(); });
 }
 
 Beat::~Beat() {
-  if (fork_generation() != made_in_) {
-    if (ticker_.joinable()) ticker_.detach();  // the thread is the parent's
-    return;
-  }
-  leave();
-  const uint64_t one = 1;
-  (void)!write(stop_, &one, sizeof one);
-  ticker_.join();
-  close(stop_);
+  if (ticker_.ours()) leave();
+  ticker_.end();
 }
 
 void Beat::tick() {
-  struct pollfd waiting = {stop_, POLLIN, 0};
+  struct pollfd waiting = {ticker_.ending(), POLLIN, 0};
   const int pause = std::max(1, static_cast<int>(std::lround(tick_seconds_ * 1000)));
   do {
     if (ours()) slot_.tick_ns.store(now_ns(), std::memory_order_relaxed);
@@ -154,7 +136,7 @@ void Beat::tick() {
 }
 
 bool Beat::ours() const noexcept {
-  return fork_generation() == made_in_ && slot_.pid.load(std::memory_order_relaxed) == pid_;
+  return ticker_.ours() && slot_.pid.load(std::memory_order_relaxed) == pid_;
 }
 
 uint64_t Beat::steps() const noexcept { return slot_.step.load(std::memory_order_relaxed); }

@@ -7,10 +7,10 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <thread>
 
 #include "history.h"
 #include "judge.h"
+#include "looker.h"
 
 namespace gft::watch {
 
@@ -71,11 +71,9 @@ class Beat {
 
   std::shared_ptr<Beats> beats_;
   Slot &slot_;
-  const uint64_t made_in_;
   const uint32_t pid_;
   const double tick_seconds_;
-  int stop_ = -1;
-  std::thread ticker_;
+  Looker ticker_{"the heartbeat's thread"};
 };
 
 }  // namespace gft::watch

@@ -3,16 +3,12 @@
 #include "hang_watch.h"
 
 #include <poll.h>
-#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 
 #include "../support/fail.h"
-#include "../support/fork_guard.h"
-#include "../support/quiet.h"
 #include "process.h"
 
 namespace gft::watch {
@@ -39,34 +35,17 @@ Seen seen_in(const Slot &slot) {
 }  // namespace
 
 HangWatch::HangWatch(std::shared_ptr<Queue> queue, std::shared_ptr<Beats> beats, HangRules rules)
-    : queue_(std::move(queue)), beats_(std::move(beats)), rules_(rules), made_in_((guard_forks(), fork_generation())) {
+    : queue_(std::move(queue)), beats_(std::move(beats)), rules_(rules) {
   if (!(rules.poll_seconds >= 0.001 && rules.poll_seconds <= 10))
     fail(GFT_INVALID, "a look every %g s; it must be between 0.001 and 10", rules.poll_seconds);
   for (uint32_t i = 0; i < beats_->ranks(); ++i) ranks_.emplace_back(rules.judge);
-  stop_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  if (stop_ < 0) fail(GFT_IO, "cannot make an eventfd: %s; check the limit on open files (ulimit -n)", strerror(errno));
-  SignalsBlocked quiet;
-  try {
-    thread_ = std::thread([this] { run(); });
-  } catch (const std::exception &why) {
-    close(stop_);
-    fail(GFT_INTERNAL, "cannot start the hang watch: %s; check the process limit (ulimit -u)", why.what());
-  }
+  looker_.start([this] { run(); });
 }
 
-HangWatch::~HangWatch() {
-  if (fork_generation() != made_in_) {
-    if (thread_.joinable()) thread_.detach();
-    return;
-  }
-  const uint64_t one = 1;
-  (void)!write(stop_, &one, sizeof one);
-  thread_.join();
-  close(stop_);
-}
+HangWatch::~HangWatch() { looker_.end(); }
 
 void HangWatch::run() {
-  struct pollfd waiting = {stop_, POLLIN, 0};
+  struct pollfd waiting = {looker_.ending(), POLLIN, 0};
   const auto pause = static_cast<int>(std::max(1.0, rules_.poll_seconds * 1000));
   const auto most = static_cast<int64_t>(rules_.poll_seconds * 2e9);
   do {

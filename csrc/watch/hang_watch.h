@@ -5,11 +5,11 @@
 #include <atomic>
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "beats.h"
 #include "judge.h"
+#include "looker.h"
 #include "process.h"
 #include "queue.h"
 
@@ -57,15 +57,13 @@ class HangWatch {
   const std::shared_ptr<Queue> queue_;
   const std::shared_ptr<Beats> beats_;
   const HangRules rules_;
-  const uint64_t made_in_;
   std::atomic<bool> expected_{false};
   std::vector<Rank> ranks_;
   int64_t waiting_ns_ = 0, last_ns_ = 0, waits_at_ns_ = 0, waits_ns_ = 0;
   ProcessorWaits waits_;
   uint64_t all_steps_ = 0;
   bool told_no_step_ = false;
-  int stop_ = -1;
-  std::thread thread_;
+  Looker looker_{"the hang watch"};
 };
 
 }  // namespace gft::watch

@@ -3,16 +3,12 @@
 #include "log_reader.h"
 
 #include <poll.h>
-#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 
 #include "../support/fail.h"
-#include "../support/fork_guard.h"
-#include "../support/quiet.h"
 
 namespace gft::watch {
 namespace {
@@ -28,31 +24,16 @@ LogFormat chosen(LogFormat asked, const Tail &tail) {
 LogReader::LogReader(std::shared_ptr<Queue> queue, const std::string &path, ReaderRules rules)
     : queue_(std::move(queue)),
       rules_(rules),
-      made_in_((guard_forks(), fork_generation())),
       opened_ns_(now_ns()),
       tail_(path, rules.from_start, rules.call),
-      stream_(chosen(rules.format, tail_), false, rules.fold, [this](Record record) { queue_->push(std::move(record)); }) {
-  stop_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  if (stop_ < 0) fail(GFT_IO, "cannot make an eventfd: %s; check the limit on open files (ulimit -n)", strerror(errno));
-  SignalsBlocked quiet;
-  try {
-    thread_ = std::thread([this] { run(); });
-  } catch (const std::exception &why) {
-    close(stop_);
-    fail(GFT_INTERNAL, "cannot start the thread of the log %s: %s; check the process limit (ulimit -u)", path.c_str(), why.what());
-  }
+      stream_(chosen(rules.format, tail_), false, rules.fold, [this](Record record) { queue_->push(std::move(record)); }),
+      looker_("the thread of the log " + path) {
+  looker_.start([this] { run(); });
 }
 
 LogReader::~LogReader() {
-  if (fork_generation() != made_in_) {
-    if (thread_.joinable()) thread_.detach();
-    return;
-  }
   ending_.store(true, std::memory_order_relaxed);
-  const uint64_t one = 1;
-  (void)!write(stop_, &one, sizeof one);
-  thread_.join();
-  close(stop_);
+  looker_.end();
 }
 
 void LogReader::run() {
@@ -66,7 +47,7 @@ void LogReader::run() {
       lost_ = true;
     }
     if (more) continue;
-    struct pollfd waiting[2] = {{stop_, POLLIN, 0}, {tail_.descriptor(), POLLIN, 0}};
+    struct pollfd waiting[2] = {{looker_.ending(), POLLIN, 0}, {tail_.descriptor(), POLLIN, 0}};
     poll(waiting, 2, pause(now));
   }
   try {

@@ -5,9 +5,9 @@
 #include <atomic>
 #include <memory>
 #include <string>
-#include <thread>
 
 #include "log_stream.h"
+#include "looker.h"
 #include "queue.h"
 #include "tail.h"
 
@@ -38,15 +38,13 @@ class LogReader {
 
   const std::shared_ptr<Queue> queue_;
   const ReaderRules rules_;
-  const uint64_t made_in_;
   const int64_t opened_ns_;
   Tail tail_;
   LogStream stream_;
   std::atomic<bool> ending_{false};
   uint64_t last_serial_ = 0;
   bool lost_ = false;
-  int stop_ = -1;
-  std::thread thread_;
+  Looker looker_;
 };
 
 }  // namespace gft::watch
