@@ -5,6 +5,7 @@ The helpers that fill and read it are in door.py.
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -93,6 +94,19 @@ def open_log(path: Path) -> Iterator[Callable[..., Any]]:
     yield make
     for log in opened:
         log.close(5)
+
+
+@pytest.fixture
+def answer(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, Any, str]]:
+    """Runs a command; (exit code, its JSON, what it said on stderr)."""
+    from dynamo_gpu_ft.cli.main import main
+
+    def run(*arguments: Any) -> tuple[int, Any, str]:
+        status = main([str(a) for a in arguments] + ["--json"])
+        out, err = capsys.readouterr()
+        return status, json.loads(out) if out else None, err
+
+    return run
 
 
 @pytest.fixture

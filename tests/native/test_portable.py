@@ -12,59 +12,26 @@ from typing import Any
 
 import pytest
 from converter_world import BLOCKS, SOURCE, World
-from door import core, token
+from door import core
+from portable_world import RECORD, sealed, two_shards
 
-from dynamo_gpu_ft.cli.main import main
-from dynamo_gpu_ft.kv import namespace, portable
+from dynamo_gpu_ft.kv import portable
 from dynamo_gpu_ft.kv.geometry import LayerRun, Opaque, Part, ShardLayout
 
 safetensors = pytest.importorskip("safetensors")
-
-RECORD = namespace.encode(
-    {"engine": "e", "hash": "sha256"}, ["x"], placement={"block_size": 16}, geometry=SOURCE
-)
 
 
 @pytest.fixture
 def world(
     make_arena: Callable[..., Any], make_writer: Callable[..., Any], rng: random.Random
 ) -> World:
-    """Two shards' prefix of BLOCKS blocks under RECORD, which is namespace 1 of the arena."""
-    made = World(make_arena, make_writer, rng, SOURCE)
-    chosen = token()
-    for shard in SOURCE.shards:
-        made.writers[shard] = make_writer(made.arena, shard, RECORD, token=chosen)
-        made.seal(shard, made.names, 0)
-    return made
-
-
-@pytest.fixture
-def answer(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, Any, str]]:
-    """Runs a command; (exit code, its JSON, what it said on stderr)."""
-
-    def run(*arguments: Any) -> tuple[int, Any, str]:
-        status = main([str(a) for a in arguments] + ["--json"])
-        out, err = capsys.readouterr()
-        return status, json.loads(out) if out else None, err
-
-    return run
+    return two_shards(make_arena, make_writer, rng)
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DYN_GPU_FT_ARENA_BYTES", "8MiB")
     monkeypatch.setenv("DYN_GPU_FT_LEDGER_BYTES", "1MiB")
-
-
-def sealed(path: Path | str) -> dict[bytes, bytes]:
-    """{link: payload} of every block of an arena, each verified."""
-    arena = core.Arena.open(str(path), read_only=True)
-    found = {}
-    for slot in arena.scan():
-        data = bytearray(arena.slot_bytes)
-        identity = core.read_block(arena, slot.slot, data)
-        found[identity.link] = bytes(data)
-    return found
 
 
 @pytest.mark.usefixtures("small")

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 from converter_world import BLOCKS, SOURCE, World
 from door import core
-from test_portable import RECORD, sealed
+from portable_world import RECORD, sealed, two_shards
 
 from dynamo_gpu_ft.cli import import_logs
-from dynamo_gpu_ft.cli.main import main
 from dynamo_gpu_ft.config import Config
 from dynamo_gpu_ft.kv import disk, portable
 
@@ -26,22 +25,7 @@ SIZE = SOURCE.payload_bytes
 def world(
     make_arena: Callable[..., Any], make_writer: Callable[..., Any], rng: random.Random
 ) -> World:
-    """Two shards' prefix of BLOCKS blocks under RECORD, which is namespace 1 of the arena."""
-    made = World(make_arena, make_writer, rng, SOURCE)
-    for shard in SOURCE.shards:
-        made.writers[shard] = make_writer(made.arena, shard, RECORD, token=b"%016d" % 7)
-        made.seal(shard, made.names, 0)
-    return made
-
-
-@pytest.fixture
-def answer(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, Any, str]]:
-    def run(*arguments: Any) -> tuple[int, Any, str]:
-        status = main([str(a) for a in arguments] + ["--json"])
-        out, err = capsys.readouterr()
-        return status, json.loads(out) if out else None, err
-
-    return run
+    return two_shards(make_arena, make_writer, rng)
 
 
 @pytest.fixture(autouse=True)
