@@ -151,3 +151,12 @@ def test_a_rank_under_a_launcher_whose_client_lacks_something_ends_with_the_name
     )  # fmt: skip
     assert "method send_heartbeat of RankMonitorClient" in told.stderr
     assert told.returncode == 1
+
+
+def test_the_doctors_line_names_the_version_and_what_of_it_is_used(nvrx: str) -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "dynamo_gpu_ft.cli.nvrx_offer"],
+        env=harness.environ(nvrx), capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stdout
+    assert told.stdout.strip().endswith(": launcher usable, in-process wrapper usable")

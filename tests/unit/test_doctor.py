@@ -1,5 +1,7 @@
 """The doctor: it always answers, alone and in time, and its answer says what to do."""
 
+import argparse
+import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -9,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from dynamo_gpu_ft.cli import doctor
+from dynamo_gpu_ft.cli import doctor, nvrx_offer
+from dynamo_gpu_ft.cli.probes import base, gpu, machine, memory, packages
+from dynamo_gpu_ft.cli.probes.base import Item
 from dynamo_gpu_ft.sim.nvml import build
 
 FILE = Path(doctor.__file__)
 
 
-def by_name(items: list[doctor.Item]) -> dict[str, doctor.Item]:
+def by_name(items: list[Item]) -> dict[str, Item]:
     return {item.name: item for item in items}
 
 
@@ -32,13 +36,24 @@ def test_as_a_plain_file_without_any_package_it_answers_in_json() -> None:
 
 
 def test_where_the_package_is_broken_it_still_answers(tmp_path: Path) -> None:
-    folder = tmp_path / "dynamo_gpu_ft" / "cli"
-    folder.mkdir(parents=True)
-    (tmp_path / "dynamo_gpu_ft" / "__init__.py").write_text("raise RuntimeError('broken')\n")
-    for name in ("doctor.py", "drivers.py"):
-        (folder / name).write_bytes(FILE.with_name(name).read_bytes())
+    package = FILE.parents[1]
+    for path in (
+        package / "__init__.py",
+        FILE.with_name("__init__.py"),
+        FILE,
+        FILE.with_name("drivers.py"),
+        *(FILE.parent / "probes").glob("*.py"),
+    ):
+        copy = tmp_path / path.relative_to(package.parent)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    for room in ("native", "config", "nvrx"):
+        (tmp_path / "dynamo_gpu_ft" / f"{room}.py").write_text("raise RuntimeError('broken')\n")
     answer = subprocess.run(
-        [sys.executable, str(folder / "doctor.py")], capture_output=True, text=True, timeout=60
+        [sys.executable, str(tmp_path / "dynamo_gpu_ft" / "cli" / "doctor.py")],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert answer.returncode == 1
     assert "broken" in answer.stdout
@@ -52,7 +67,7 @@ def test_everything_missing_that_is_needed_names_its_remedy() -> None:
 
 
 def test_a_probe_that_raises_becomes_a_problem_of_its_own() -> None:
-    def probe_of_the_moon() -> doctor.Item:
+    def probe_of_the_moon() -> Item:
         raise OSError("too far")
 
     (item,) = doctor.examine([probe_of_the_moon])
@@ -65,11 +80,11 @@ def test_a_probe_that_hangs_is_left_behind_at_the_deadline(
 ) -> None:
     release = threading.Event()
 
-    def probe_hanging() -> doctor.Item:
+    def probe_hanging() -> Item:
         release.wait(60)
-        return doctor.Item("hanging", "real", "")
+        return Item("hanging", "real", "")
 
-    items = doctor.examine([doctor.probe_python, probe_hanging], deadline_s=0.1)
+    items = doctor.examine([machine.probe_python, probe_hanging], deadline_s=0.1)
     release.set()
     assert items[0].state == "real"
     assert items[1].problem
@@ -78,19 +93,19 @@ def test_a_probe_that_hangs_is_left_behind_at_the_deadline(
 
 def test_a_core_that_crashes_its_process_is_reported() -> None:
     code = "import os; print('so far', flush=True); os.abort()"
-    assert doctor._child([sys.executable, "-c", code]) == (False, "killed by signal 6: so far")
+    assert base.child([sys.executable, "-c", code]) == (False, "killed by signal 6: so far")
 
 
 def test_a_child_that_hangs_is_killed_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "CHILD_S", 0.2)
-    good, said = doctor._child([sys.executable, "-c", "import time; time.sleep(60)"])
+    monkeypatch.setattr(base, "CHILD_S", 0.2)
+    good, said = base.child([sys.executable, "-c", "import time; time.sleep(60)"])
     assert not good
     assert "no answer" in said
 
 
 def test_a_malformed_setting_is_a_problem_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DYN_GPU_FT_ARENA_BYTES", "plenty")
-    item = doctor.probe_settings()
+    item = machine.probe_settings()
     assert item.problem
     assert "arena_bytes" in item.detail
 
@@ -99,22 +114,22 @@ def test_an_arena_larger_than_the_memory_is_a_problem_with_a_size_that_fits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DYN_GPU_FT_ARENA_BYTES", "1000TiB")
-    item = doctor.probe_memory()
+    item = memory.probe_memory()
     assert item.problem
     assert "DYN_GPU_FT_ARENA_BYTES=" in item.remedy
 
 
 def test_a_folder_on_a_disk_is_simulated_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DYN_GPU_FT_ARENA_BYTES", "1MiB")
-    monkeypatch.setattr(doctor, "_file_system", lambda folder: "ext4")
-    assert doctor.probe_memory().state == "simulated"
+    monkeypatch.setattr(memory, "_file_system", lambda folder: "ext4")
+    assert memory.probe_memory().state == "simulated"
 
 
 def test_a_folder_that_cannot_be_written_is_a_problem(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("DYN_GPU_FT_ARENA_DIR", str(tmp_path / "absent"))
-    assert doctor.probe_arena_dir().problem
+    assert memory.probe_arena_dir().problem
 
 
 @pytest.mark.parametrize(
@@ -130,8 +145,8 @@ def test_a_folder_that_cannot_be_written_is_a_problem(
 def test_vllm_is_real_in_the_supported_versions_only(
     monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], state: str, problem: bool
 ) -> None:
-    monkeypatch.setattr(doctor, "_version", installed.get)
-    item = doctor.probe_vllm()
+    monkeypatch.setattr(packages, "version_of", installed.get)
+    item = packages.probe_vllm()
     assert (item.state, item.problem) == (state, problem)
 
 
@@ -139,10 +154,19 @@ def test_vllm_is_real_in_the_supported_versions_only(
 def test_without_a_gpu_the_cpu_engine_is_a_simulation(
     monkeypatch: pytest.MonkeyPatch, installed: str, state: str
 ) -> None:
-    monkeypatch.setattr(doctor, "_child", lambda command: (False, "no driver"))
-    monkeypatch.setattr(doctor, "_version", {installed: "0.31.0"}.get)
-    item = doctor.probe_gpu()
+    monkeypatch.setattr(gpu, "child", lambda command: (False, "no driver"))
+    monkeypatch.setattr(gpu, "version_of", {installed: "0.31.0"}.get)
+    item = gpu.probe_gpu()
     assert (item.state, item.problem) == (state, False)
+
+
+def test_ranks_have_the_builtin_monitor_where_nvrx_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nvrx_offer.look, "installed", lambda: False)
+    good, words = nvrx_offer.offer()
+    assert not good
+    assert "not installed: the built-in monitor" in words
 
 
 FAKE_DRIVERS = """
@@ -175,8 +199,8 @@ def test_where_there_are_drivers_gpus_are_counted_and_named(
         ]
         subprocess.run(build, check=True, timeout=60)
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
-    gpu, nvml = doctor.probe_gpu(), doctor.probe_nvml()
-    assert (gpu.state, gpu.detail) == ("real", "2 x Fake GPU; CUDA 13.1")
+    cuda, nvml = gpu.probe_gpu(), gpu.probe_nvml()
+    assert (cuda.state, cuda.detail) == ("real", "2 x Fake GPU; CUDA 13.1")
     assert nvml.state == "real"
     assert nvml.detail.startswith("driver 580.00, 2 GPUs; ")
     assert "has no nvml" in nvml.detail  # too few functions for the watcher
@@ -192,7 +216,7 @@ def test_the_events_that_a_driver_lets_us_hear_are_told_by_kind_of_gpu(
     )
     for name, value in build.environment(built, tmp_path).items():
         monkeypatch.setenv(name, value)
-    item = doctor.probe_nvml()
+    item = gpu.probe_nvml()
     assert item.state == "simulated"
     assert "4 GPUs; GPU 0,1: events 0xff0b registered" in item.detail
     assert (
@@ -207,21 +231,21 @@ def test_a_plugin_filter_that_leaves_us_out_is_noticed(monkeypatch: pytest.Monke
     class Entry:
         name = "dynamo_gpu_ft"
 
-    monkeypatch.setattr(doctor.importlib.metadata, "entry_points", lambda group: [Entry()])
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [Entry()])
     monkeypatch.setenv("VLLM_PLUGINS", "other")
-    assert doctor.probe_plugin().problem
+    assert packages.probe_plugin().problem
     monkeypatch.setenv("VLLM_PLUGINS", "other,dynamo_gpu_ft")
-    assert doctor.probe_plugin().state == "real"
+    assert packages.probe_plugin().state == "real"
 
 
 def test_the_exit_code_follows_the_problems(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = doctor.argparse.Namespace(json=False)
+    args = argparse.Namespace(json=False)
     for item, status in (
-        (doctor.Item("a", "missing", "gone", "get it", needed=True), 1),
-        (doctor.Item("a", "missing", "gone", "get it"), 0),
-        (doctor.Item("a", "real", "here", needed=True), 0),
+        (Item("a", "missing", "gone", "get it", needed=True), 1),
+        (Item("a", "missing", "gone", "get it"), 0),
+        (Item("a", "real", "here", needed=True), 0),
     ):
         monkeypatch.setattr(doctor, "examine", lambda item=item: [item])
         assert doctor.run(args) == status

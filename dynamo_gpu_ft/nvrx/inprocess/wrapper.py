@@ -13,7 +13,7 @@ import importlib
 import inspect
 import os
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from dynamo_gpu_ft.errors import ConfigError, NvrxError
@@ -64,6 +64,13 @@ def times(hang_s: float, tick_s: float) -> dict[str, float]:
     }
 
 
+def lacking(more: Iterable[str] = ()) -> list[str]:
+    """The parameters that NVRx's wrapper must take and does not. Imports NVRx and torch."""
+    inprocess = importlib.import_module(f"{PACKAGE}.inprocess")
+    takes = _parameters(getattr(inprocess, "Wrapper", None))
+    return [name for name in (*NEEDED, *more) if name not in takes]
+
+
 def wrapper(
     process: Process, *, folder: str, hang_s: float = 30.0, tick_s: float = 0.2, **more: Any
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -76,9 +83,7 @@ def wrapper(
     The function is entered with RANK and WORLD_SIZE of the turn in the environment; `process.shard` is what it holds, `process.turn` how
     often it was entered before."""
     inprocess = importlib.import_module(f"{PACKAGE}.inprocess")
-    takes = _parameters(getattr(inprocess, "Wrapper", None))
-    lacks = [name for name in (*NEEDED, *more) if name not in takes]
-    if lacks:
+    if lacks := lacking(more):
         raise NvrxError(
             "nvidia-resiliency-ext does not offer what is needed: " + ", ".join(lacks),
             where=f"{PACKAGE}.inprocess.Wrapper",
@@ -90,6 +95,7 @@ def wrapper(
         port, process.held = store.join(folder)
         more["store_factory"] = store.factory()
         more["store_kwargs"] = {"host_name": "127.0.0.1", "port": port, "is_master": False}
+    takes = _parameters(inprocess.Wrapper)
     arguments: dict[str, Any] = {
         **{n: datetime.timedelta(seconds=s) for n, s in given.items() if n in takes},
         **make(process),
