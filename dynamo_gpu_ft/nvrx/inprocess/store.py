@@ -19,24 +19,30 @@ from dynamo_gpu_ft.errors import NvrxError
 from dynamo_gpu_ft.nvrx.look import PACKAGE
 
 START_S = 60.0
-_LOOK_S = 0.5
+_LOOK_S, _POLL_S = 0.5, 0.02
 _PORT, _LIFE, _FOUNDER = "store.port", "store.alive", "store.founder"
 
 
 def join(folder: str, timeout_s: float = START_S) -> tuple[int, int]:
     """(port on 127.0.0.1, descriptor to keep open: the store lives while somebody holds one). Starts the store if nobody did.
 
-    Blocks for its start. Raises `NvrxError`."""
+    Blocks for its start, `timeout_s` at most. Raises `NvrxError`."""
+    give_up = time.monotonic() + timeout_s
+    life = -1
     try:
-        life = _locked(os.path.join(folder, _LIFE), fcntl.LOCK_SH)
-        founder = _locked(os.path.join(folder, _FOUNDER), fcntl.LOCK_EX)
+        life = _locked(os.path.join(folder, _LIFE), fcntl.LOCK_SH, give_up)
+        founder = _locked(os.path.join(folder, _FOUNDER), fcntl.LOCK_EX, give_up)
         try:
             port = _port(folder)
             if port is None:
-                port = _start(folder, timeout_s)
+                port = _start(folder, give_up)
         finally:
             os.close(founder)
-    except OSError as error:
+    except (OSError, NvrxError) as error:
+        if life >= 0:
+            os.close(life)
+        if isinstance(error, NvrxError):
+            raise
         raise NvrxError(
             "the store's folder cannot be used", where=folder, value=str(error)
         ) from None
@@ -51,10 +57,24 @@ def factory() -> Any:
     return type("OutsideStore", (distributed.TCPStore, mixin), {})
 
 
-def _locked(path: str, how: int) -> int:
+def _locked(path: str, how: int, give_up: float) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(descriptor, how)
-    return descriptor
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+                return descriptor
+            except BlockingIOError:
+                if time.monotonic() > give_up:
+                    raise NvrxError(
+                        "another rank did not start the store in time",
+                        where=path,
+                        remedy="look for a stopped rank, and end it",
+                    ) from None
+            time.sleep(_POLL_S)
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def _port(folder: str) -> int | None:
@@ -65,20 +85,20 @@ def _port(folder: str) -> int | None:
         return None
 
 
-def _start(folder: str, timeout_s: float) -> int:
+def _start(folder: str, give_up: float) -> int:
     server = subprocess.Popen(
         [sys.executable, "-m", __name__, folder],
         stdin=subprocess.DEVNULL,
         start_new_session=True,  # what ends a rank's group is not for it
     )
-    give_up = time.monotonic() + timeout_s
     while (port := _port(folder)) is None:
-        if server.poll() is not None or time.monotonic() > give_up:
+        status = server.poll()
+        if status is not None or time.monotonic() > give_up:
             server.kill()
-            raise NvrxError(
-                "the store did not start", where=folder, value=f"exit status {server.poll()}"
-            )
-        time.sleep(0.02)
+            server.wait()
+            said = "no port in time" if status is None else f"exit status {status}"
+            raise NvrxError("the store did not start", where=folder, value=said)
+        time.sleep(_POLL_S)
     return port
 
 
@@ -98,6 +118,7 @@ def serve(folder: str) -> None:
             fcntl.flock(life, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             continue
+        os.unlink(path)  # while nobody can join: who comes later starts another
         return
 
 
