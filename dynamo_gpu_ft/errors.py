@@ -80,6 +80,10 @@ class WeightsError(GpuFtError):
     """Weights cannot be had from one source: absent, torn, forged, of another model, or late; the next source is asked."""
 
 
+class SlotError(GpuFtError):
+    """An expert slot cannot be written, trusted or committed: wrong bytes, a stale epoch, no room; the map is as it was."""
+
+
 class NvrxError(GpuFtError):
     """NVIDIA's resiliency extension lacks something that is needed, or a launcher could not be run with what it was given."""
 
