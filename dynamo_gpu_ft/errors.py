@@ -84,6 +84,14 @@ class SlotError(GpuFtError):
     """An expert slot cannot be written, trusted or committed: wrong bytes, a stale epoch, no room; the map is as it was."""
 
 
+class PlacementError(GpuFtError):
+    """No placement of experts meets what is asked of it, or what was given to the planner contradicts itself."""
+
+
+class CertificateError(GpuFtError):
+    """A placement does not survive what its certificate says, or the certificate speaks of another one."""
+
+
 class NvrxError(GpuFtError):
     """NVIDIA's resiliency extension lacks something that is needed, or a launcher could not be run with what it was given."""
 
