@@ -1,21 +1,23 @@
 """Finds kernels that a device takes: the fat binaries built with the package, else NVRTC's output for it through CuPy.
 
-Called once when a copy engine starts; every failure is an answer ("no kernels, because ..."), since copies go without them.
+Called once when a copy engine or a router mask starts; every failure is an answer ("no kernels, because ..."), since copies go without them.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+#: What the copy engine takes, both or none; the router mask is loaded by itself.
 NAMES = ("gather", "scatter")
+ROUTER = ("router_mask",)
 FOLDER = Path(__file__).resolve().parent
 
 
-def built() -> list[bytes]:
-    """The fat binaries of both kernels; empty when the package was built without nvcc."""
-    paths = [FOLDER / f"{name}.fatbin" for name in NAMES]
+def built(names: Sequence[str] = NAMES) -> list[bytes]:
+    """The fat binaries of these kernels; empty when the package was built without nvcc."""
+    paths = [FOLDER / f"{name}.fatbin" for name in names]
     try:
         return [path.read_bytes() for path in paths]
     except OSError:
@@ -26,8 +28,8 @@ def nvrtc_available() -> bool:
     return importlib.util.find_spec("cupy") is not None
 
 
-def compiled(compute: str) -> list[bytes]:
-    """PTX of both kernels for compute capability "9.0", made now by NVRTC. Takes about a second. Raises what CuPy raises."""
+def compiled(compute: str, names: Sequence[str] = NAMES) -> list[bytes]:
+    """PTX of these kernels for compute capability "9.0", made now by NVRTC. Takes about a second. Raises what CuPy raises."""
     from cupy.cuda import compiler
 
     options = (
@@ -36,7 +38,7 @@ def compiled(compute: str) -> list[bytes]:
         "--gpu-architecture=compute_" + compute.replace(".", ""),
     )
     images = []
-    for name in NAMES:
+    for name in names:
         source = (FOLDER / f"{name}.cu").read_text(encoding="utf-8")
         ptx, _mapping = compiler.compile_using_nvrtc(source, options, filename=f"{name}.cu")
         images.append((ptx.encode() if isinstance(ptx, str) else bytes(ptx)) + b"\0")

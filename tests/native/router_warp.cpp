@@ -1,0 +1,61 @@
+// kernels/router_mask.cuh on the CPU: 32 threads are the lanes of one warp and meet at a barrier where the GPU's lanes shuffle.
+// Built by test_router_twins.py as a shared library, so that the CUDA source itself is held against its reference.
+#include <atomic>
+#include <barrier>
+#include <cmath>
+#include <math.h>
+#include <thread>
+#include <vector>
+
+#define GFT_HOST_WARP
+#define GFT_DEVICE inline
+namespace gft {
+namespace {
+std::barrier<> meeting(32);
+long long integers[32];
+float numbers[32];
+thread_local unsigned int own;
+
+unsigned int lane() { return own; }
+template <class T, class F>
+T meet(T *shared, T v, F join) {
+  shared[own] = v;
+  meeting.arrive_and_wait();
+  T result = shared[0];
+  for (int i = 1; i < 32; ++i) result = join(result, shared[i]);
+  meeting.arrive_and_wait();
+  return result;
+}
+long long warp_max(long long v) {
+  return meet(integers, v, [](long long a, long long b) { return a > b ? a : b; });
+}
+float warp_max(float v) {
+  return meet(numbers, v, [](float a, float b) { return std::fmax(a, b); });
+}
+float warp_sum(float v) {
+  return meet(numbers, v, [](float a, float b) { return a + b; });
+}
+unsigned int warp_sum(unsigned int v) {
+  return static_cast<unsigned int>(meet(integers, static_cast<long long>(v), [](long long a, long long b) { return a + b; }));
+}
+void set_bits(unsigned long long *word, unsigned long long bits) { std::atomic_ref(*word).fetch_or(bits); }
+void add(unsigned long long *word, unsigned long long amount) { std::atomic_ref(*word).fetch_add(amount); }
+}  // namespace
+}  // namespace gft
+#include "router_mask.cuh"
+
+extern "C" void run(const float *logits, const float *choose, unsigned int tokens, unsigned int experts, unsigned int topk,
+                    unsigned int first, const int *loss, unsigned int losses, const int *table, const int *counts,
+                    unsigned long long table_stride, unsigned long long counts_stride, unsigned int width,
+                    unsigned int physical, const unsigned char *alive, unsigned int flags, int *logical, int *slots,
+                    float *weights, gft::RouterResults *results) {
+  const gft::Router router = {logits, choose,        tokens,        experts, topk,     first, loss,  losses,  table, counts,
+                              table_stride, counts_stride, width,   physical, alive, flags, logical, slots, weights, results};
+  std::vector<std::thread> lanes;
+  for (unsigned int i = 0; i < 32; ++i)
+    lanes.emplace_back([&router, i] {
+      gft::own = i;
+      for (unsigned int token = 0; token < router.tokens; ++token) gft::route_any(router, token);
+    });
+  for (std::thread &each : lanes) each.join();
+}
