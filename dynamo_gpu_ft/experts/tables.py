@@ -1,0 +1,179 @@
+"""Failover tables on the device: the maps of every foreseen loss, stacked; which of them holds is one number that the lookups read.
+
+A loss is one write of that number, so shapes and addresses never change and captured graphs stay valid. `ahead` computes what is stacked;
+the router mask (kernels/) and the lookups here read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from dynamo_gpu_ft.errors import PlacementError
+from dynamo_gpu_ft.experts.ahead import Ahead
+from dynamo_gpu_ft.experts.base import Placement
+
+if TYPE_CHECKING:
+    import torch
+
+#: Entries at the end of the stack for maps that nobody foresaw; two, so that the one in use is never written.
+SPARE = 2
+
+
+class FailoverTables:
+    """Stacked along entries: 0 is `placement`, then per foreseen loss its masked and its repaired map, then two spare ones.
+
+    physical  int32 [entries, layers, ranks x slots]     expert of each physical slot, -1 empty
+    logical   int32 [entries, layers, experts, width]    physical slots of each expert, padded with -1
+    counts    int32 [entries, layers, experts]           how many of them there are; 0: the router mask is needed
+    dispatch  int32 [entries, layers, experts]           the slot that `rank` itself sends to, -1 where there is none
+    index     int32 [1]                                  the entry that holds
+
+    An expert with more than `width` copies is reached by its first `width` ones. Used from one thread, whose current stream orders the writes.
+    """
+
+    def __init__(
+        self, placement: Placement, ahead: Sequence[Ahead], *, rank: int, width: int = 8, device: str = "cpu"
+    ) -> None:  # fmt: skip
+        import torch
+
+        self.placement, self.rank, self.width = placement, rank, width
+        self.losses = tuple(each.loss for each in ahead)
+        self._by_dead = {each.loss.dead: i for i, each in enumerate(ahead)}
+        self._repaired = [each.plan is not None for each in ahead]
+        maps = [placement]
+        for each in ahead:
+            maps += [each.masked, each.plan.placement if each.plan else each.masked]
+        self.entries = len(maps) + SPARE
+        p = placement
+        sizes = {
+            "physical": (p.layers, p.width),
+            "logical": (p.layers, p.experts, width),
+            "counts": (p.layers, p.experts),
+            "dispatch": (p.layers, p.experts),
+        }
+        stacks = {
+            name: torch.full((self.entries, *size), -1, dtype=torch.int32)
+            for name, size in sizes.items()
+        }
+        for entry, one_map in enumerate(maps):
+            for name, tensor in self._tensors(one_map).items():
+                stacks[name][entry] = tensor
+        stacks["counts"][len(maps) :] = 0
+        self.physical, self.logical, self.counts, self.dispatch = (
+            stacks[name].to(device) for name in sizes
+        )
+        self.index = torch.zeros(1, dtype=torch.int32, device=device)
+        self.epoch, self._entry = 0, 0
+
+    @property
+    def entry(self) -> int:
+        """The entry that was selected last."""
+        return self._entry
+
+    @property
+    def device_bytes(self) -> int:
+        tensors = (self.physical, self.logical, self.counts, self.dispatch, self.index)
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    # -- changing which map holds -------------------------------------------------------------------------------------
+
+    def lose(self, dead: Iterable[int], epoch: int) -> bool:
+        """Selects the masked map of a foreseen loss by one write. False when nobody foresaw it: then `publish` one. Raises `PlacementError`
+        for a stale epoch."""
+        found = self._by_dead.get(tuple(sorted(set(dead))))
+        if found is None:
+            return False
+        self._select(1 + 2 * found, epoch)
+        return True
+
+    def repaired(self, dead: Iterable[int], epoch: int) -> bool:
+        """Selects the repaired map, by one write; only once every expert of its plan is in its slot. False when there is none."""
+        found = self._by_dead.get(tuple(sorted(set(dead))))
+        if found is None or not self._repaired[found]:
+            return False
+        self._select(2 + 2 * found, epoch)
+        return True
+
+    def restore(self, epoch: int) -> None:
+        """Selects the map without a loss."""
+        self._select(0, epoch)
+
+    def publish(self, placement: Placement, epoch: int) -> int:
+        """Writes any other map (a second loss, a refill under way) beside the one in use, then selects it. Returns its entry."""
+        self._fresh(epoch)
+        p, q = self.placement, placement
+        if (p.layers, p.experts, p.width) != (q.layers, q.experts, q.width):
+            raise PlacementError(
+                "a map of another shape cannot be published",
+                value=(q.layers, q.experts, q.width),
+                rule=f"{(p.layers, p.experts, p.width)}: captured graphs hold the shapes",
+                remedy="keep unused slots at -1",
+            )
+        entry = self.entries - 1 if self._entry == self.entries - 2 else self.entries - 2
+        for name, tensor in self._tensors(placement).items():
+            getattr(self, name)[entry].copy_(tensor)
+        self._select(entry, epoch)
+        return entry
+
+    # -- lookups: fixed shapes, no wait for the device --------------------------------------------------------------------
+
+    def of_layer(self, name: str, layer: int) -> torch.Tensor:
+        """One layer's map that holds now, a fresh tensor: `name` is that of a stack."""
+        stack: torch.Tensor = getattr(self, name)
+        return stack[:, layer].index_select(0, self.index)[0]
+
+    def slots_of(self, layer: int, experts: torch.Tensor, *, first: int = 0) -> torch.Tensor:
+        """Physical slots for logical ids [tokens, topk], int32; replicas in turn over tokens, as the router mask does. -1 stays -1, and an
+        expert without a copy gives -1."""
+        import torch
+
+        counts, table = self.of_layer("counts", layer), self.of_layer("logical", layer)
+        ids = experts.clamp(min=0).to(torch.int64)
+        many = counts[ids].to(torch.int64)
+        rows = torch.arange(len(experts), device=experts.device)[:, None] + first
+        slots = table[ids, (rows + ids) % many.clamp(min=1)]
+        return torch.where((experts >= 0) & (many > 0), slots, torch.full_like(slots, -1))
+
+    # -- details -----------------------------------------------------------------------------------------------------------
+
+    def _fresh(self, epoch: int) -> None:
+        if epoch < self.epoch:
+            raise PlacementError("a stale epoch may not change the map", value=epoch, rule=f"the newest is {self.epoch}")  # fmt: skip
+
+    def _select(self, entry: int, epoch: int) -> None:
+        self._fresh(epoch)
+        self.index.fill_(entry)
+        self._entry, self.epoch = entry, epoch
+
+    def _tensors(self, placement: Placement) -> dict[str, torch.Tensor]:
+        import torch
+
+        p, width = placement, self.width
+        logical: list[int] = []
+        counts: list[int] = []
+        dispatch: list[int] = []
+        for layer in range(p.layers):
+            for expert, slots in enumerate(p.copies(layer)):
+                held = slots[:width]
+                logical += held + [-1] * (width - len(held))
+                counts.append(len(held))
+                dispatch.append(own_choice(slots, expert, self.rank, p.slots))
+
+        def tensor(values: Sequence[int], *shape: int) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.int32).view(p.layers, *shape)
+
+        return {
+            "physical": tensor([e for row in p.rows() for e in row], p.width),
+            "logical": tensor(logical, p.experts, width),
+            "counts": tensor(counts, p.experts),
+            "dispatch": tensor(dispatch, p.experts),
+        }
+
+
+def own_choice(slots: Sequence[int], expert: int, rank: int, per_rank: int) -> int:
+    """Where a rank that always sends an expert's tokens to the same slot sends them: to its own copy, else to one that ranks take in turn."""
+    own = [slot for slot in slots if slot // per_rank == rank]
+    if own:
+        return own[0]
+    return slots[(rank + expert) % len(slots)] if slots else -1
