@@ -125,13 +125,6 @@ class Monitor:
             self._stop_source(source)
         return not late
 
-    def remove_source(self, name: str) -> None:
-        """Stops a source; without effect if there is none of that name."""
-        with self._lock:
-            source = self._active.pop(name, None)
-        if source is not None:
-            self._stop_source(source)
-
     def unavailable(self, name: str, why: str) -> None:
         """Notes that a source cannot be used here, and why; told once in the log."""
         with self._lock:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from dynamo_gpu_ft.health.causes import Family
 from dynamo_gpu_ft.health.entries import Entry
-from dynamo_gpu_ft.health.incidents import Action, Unusable, Verdict
+from dynamo_gpu_ft.health.incidents import Action, Verdict
 from dynamo_gpu_ft.health.rules import wanted_recovery
 
 _ACTIONS = list(Action)
@@ -80,7 +80,3 @@ def _weight(verdict: Verdict) -> tuple[int, bool, int, bool]:
         _ACTIONS.index(verdict.action),
         verdict.lasting,
     )
-
-
-def makes_unusable(verdict: Verdict) -> bool:
-    return verdict.unusable is not Unusable.NOTHING

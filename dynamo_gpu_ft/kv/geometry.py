@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 from dynamo_gpu_ft.errors import NotProtected
 
-#: Axes inside the payload of one layer. P: kernel block, H: KV head of this shard, S: which part (k or v), N: token of the
-#: kernel block, D: element of the part, X: all bytes of a (kernel block, head) whose inner order nobody but the kernel knows.
-AXES = frozenset("PHSNDX")
+# Axes inside the payload of one layer. P: kernel block, H: KV head of this shard, S: which part (k or v), N: token of the
+# kernel block, D: element of the part, X: all bytes of a (kernel block, head) whose inner order nobody but the kernel knows.
 
 _LIMITS = {"block_tokens": 1 << 16, "piece_tokens": 1 << 16, "heads": 1 << 16, "tp": 1 << 16}
 _MAX_LAYERS, _MAX_WIDTH, _MAX_PAYLOAD = 1 << 14, 1 << 20, 1 << 36

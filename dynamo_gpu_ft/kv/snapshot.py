@@ -23,7 +23,6 @@ from dynamo_gpu_ft.kv.tail import Tail
 class SnapshotStats:
     """Counts since the last `take_stats`; `reasons` by status of blocks that were not stored or not restored."""
 
-    stored_blocks: int = 0
     stored_bytes: int = 0
     loaded_blocks: int = 0
     loaded_bytes: int = 0
@@ -177,7 +176,6 @@ class SnapshotQueue:
     def _settle(self, result: JobResult, progress: Progress) -> None:
         if (pending := self._stores.pop(result.job_id, None)) is not None:
             good = sum(status in STORED for status in result.statuses)
-            self._stats.stored_blocks += sum(status == "ok" for status in result.statuses)
             self._stats.stored_bytes += result.bytes
             for status in result.statuses:
                 if status not in STORED:

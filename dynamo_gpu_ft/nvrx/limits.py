@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from dynamo_gpu_ft.config import Config
 from dynamo_gpu_ft.errors import ConfigError
@@ -84,12 +84,6 @@ def limits_of(config: Config, sections: Mapping[str, float | None] | None = None
         IDLE: None,
     }
     return Limits(config=config, sections={**known, **(sections or {})})
-
-
-def with_restarts(limits: Limits, count: int | None) -> Limits:
-    if count is None:
-        return limits
-    return replace(limits, config=replace(limits.config, max_restarts=count))
 
 
 def parse_section(text: str) -> tuple[str, float | None]:

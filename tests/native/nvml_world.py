@@ -60,17 +60,6 @@ class NvmlWorld:
     def of(self, *whats: str) -> Any:
         return self.next(lambda record: record.what in whats)
 
-    def all_until(self, fits: Callable[[Any], bool], seconds: float = LONG_S) -> list[Any]:
-        """Every record up to the first that fits."""
-        seen = []
-        for record in self._taken(seconds):
-            seen.append(record)
-            if fits(record):
-                return seen
-        raise AssertionError(
-            f"no such record within {seconds} s: {[(r.what, r.code) for r in seen]}"
-        )
-
     def _taken(self, seconds: float) -> Any:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:

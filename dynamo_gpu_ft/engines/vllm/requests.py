@@ -22,7 +22,6 @@ class OpenRequest:
     request: Any  # vLLM's EngineCoreRequest as first admitted; never changed
     token_ids: list[int] = field(default_factory=list)
     sent_epoch: int = 0
-    waiting_since: float = 0.0
     resumed: bool = False  # the current engine has not answered yet since it was sent again
 
     @property

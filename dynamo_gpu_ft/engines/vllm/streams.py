@@ -5,7 +5,6 @@ Every output of an engine passes `accept` before anybody sees it, so the ledger 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,7 +37,7 @@ class Streams:
         return entry.name if entry is not None else request_id
 
     def admit(self, request: Any) -> OpenRequest:
-        entry = OpenRequest(request, waiting_since=time.monotonic())
+        entry = OpenRequest(request)
         self._open[request.request_id] = entry
         if self.ledger is not None:
             self.ledger.admitted(
