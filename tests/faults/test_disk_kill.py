@@ -1,6 +1,6 @@
 """Writers of a disk log killed or stopped at random instants: no durable block is lost, none is wrong, no stale writer harms.
 
-Each run is one life of a writer in a folder that lives through several. GFT_DISK_KILL_RUNS sets the number of kills (60 in the
+Each run is one life of a writer in a folder that lives through several. GFT_DISK_KILL_RUNS sets the number of kills (30 in the
 ordinary test run); a failing run prints its seed.
 """
 
@@ -21,8 +21,8 @@ import pytest
 
 from dynamo_gpu_ft import native
 
-RUNS = int(os.environ.get("GFT_DISK_KILL_RUNS", "60"))
-LIVES = 6  # of one folder
+RUNS = int(os.environ.get("GFT_DISK_KILL_RUNS", "30"))
+LIVES = 5  # of one folder
 MODES = ["best", "threads", "best+zstd", "threads+zstd", "best+cap", "threads+cap+zstd"]
 
 core = native.load()
