@@ -34,6 +34,11 @@ Counter = Literal[
     "health_incidents_total",
     "members_died_total",
     "group_recoveries_total",
+    "experts_refilled_bytes_total",
+    "experts_passed_over_total",
+    "experts_damaged_total",
+    "experts_routed_tokens_total",
+    "experts_affected_tokens_total",
 ]
 Gauge = Literal[
     "snapshot_lag_tokens",
@@ -48,8 +53,12 @@ Gauge = Literal[
     "group_state",
     "group_epoch",
     "group_standbys",
+    "experts_uncovered",
+    "experts_epoch",
+    "experts_router_kl",
+    "experts_model_kl",
 ]
-Histogram = Literal["recovery_duration_seconds"]
+Histogram = Literal["recovery_duration_seconds", "experts_refill_seconds"]
 
 
 @dataclass(frozen=True)
@@ -272,6 +281,74 @@ TABLE: tuple[Metric, ...] = (
         "incidents",
         ("front", "worker"),
         ("verdict",),
+    ),
+    Metric(
+        "experts_uncovered",
+        "gauge",
+        "(layer, expert) pairs without a routable copy: while it is above 0 the router masks them",
+        "experts",
+        ("worker",),
+    ),
+    Metric("experts_epoch", "gauge", "Epoch of the expert map that tokens follow", "", ("worker",)),
+    Metric(
+        "experts_routed_tokens_total",
+        "counter",
+        "Tokens that went through the router mask, one per layer",
+        "tokens",
+        ("worker",),
+    ),
+    Metric(
+        "experts_affected_tokens_total",
+        "counter",
+        "Of those, tokens that had a dead expert among their own top-k and took the next best live one",
+        "tokens",
+        ("worker",),
+    ),
+    Metric(
+        "experts_router_kl",
+        "gauge",
+        "Mean divergence of the masked router from the full one over the newest measured tokens",
+        "nats",
+        ("worker",),
+    ),
+    Metric(
+        "experts_model_kl",
+        "gauge",
+        "Mean divergence of the model's output from the full model's, where both were computed",
+        "nats",
+        ("worker",),
+    ),
+    Metric(
+        "experts_refilled_bytes_total",
+        "counter",
+        "Bytes of experts brought into slots, by source",
+        "bytes",
+        ("worker",),
+        ("source",),
+    ),
+    Metric(
+        "experts_passed_over_total",
+        "counter",
+        "Times that a source did not give an expert (absent, late, short, wrong digest), by source",
+        "experts",
+        ("worker",),
+        ("source",),
+    ),
+    Metric(
+        "experts_damaged_total",
+        "counter",
+        "Slots whose bytes were not those of their tag; none of them was routable any more",
+        "slots",
+        ("worker",),
+    ),
+    Metric(
+        "experts_refill_seconds",
+        "histogram",
+        "Duration of refills, from the first want to the last commit",
+        "seconds",
+        ("worker",),
+        (),
+        _SECONDS,
     ),
     Metric("info", "gauge", "Always 1; labels describe the build", "", _ALL, ("version", "digest")),
 )

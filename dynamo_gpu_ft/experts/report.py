@@ -1,0 +1,44 @@
+"""Turns what happened to experts into metrics: the one place of this room that records.
+
+Engines call it after a commit, a refill, a scrub and now and then with what the router mask counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dynamo_gpu_ft.experts.base import Placement
+from dynamo_gpu_ft.experts.gap import Gap
+from dynamo_gpu_ft.experts.refill import Refilled
+from dynamo_gpu_ft.metrics.recorder import Recorder
+
+
+def of_map(recorder: Recorder, routable: Placement, epoch: int) -> int:
+    """The map that tokens follow now; returns how many (layer, expert) have no copy in it."""
+    missing = sum(not slots for layer in range(routable.layers) for slots in routable.copies(layer))
+    recorder.set("experts_uncovered", missing)
+    recorder.set("experts_epoch", epoch)
+    return missing
+
+
+def of_refill(recorder: Recorder, done: Refilled, expert_bytes: int) -> None:
+    for source, experts in done.by_source.items():
+        recorder.add("experts_refilled_bytes_total", experts * expert_bytes, source=source)
+    for passed in done.passed:
+        recorder.add("experts_passed_over_total", source=passed.source)
+    recorder.add("experts_damaged_total", sum(len(c.damaged) for c in done.committed))
+    recorder.observe("experts_refill_seconds", done.seconds)
+
+
+def of_scrub(recorder: Recorder, damaged: Iterable[tuple[int, int, int]]) -> None:
+    recorder.add("experts_damaged_total", len(list(damaged)))
+
+
+def of_gap(recorder: Recorder, gap: Gap, model_kl: float | None = None) -> None:
+    """`gap` since the last call; `model_kl` where an engine has both models' logits."""
+    recorder.add("experts_routed_tokens_total", gap.tokens)
+    recorder.add("experts_affected_tokens_total", gap.affected)
+    if gap.tokens:
+        recorder.set("experts_router_kl", gap.kl)
+    if model_kl is not None:
+        recorder.set("experts_model_kl", model_kl)
