@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import signal
@@ -11,6 +13,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from nursery import Born, Nursery
 
 from dynamo_gpu_ft.recovery import processes
 
@@ -35,6 +39,14 @@ def engine_environment(**extra: str) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         **extra,
     }
+
+
+@functools.cache
+def nursery() -> Nursery:
+    """The one of this run of the tests: begun with the first engine, ended with the run."""
+    made = Nursery(PROGRAM, engine_environment(VLLM_ENABLE_V1_MULTIPROCESSING="0"))
+    atexit.register(made.close)
+    return made
 
 
 class OfflineEngine:
@@ -74,17 +86,22 @@ class OfflineEngine:
         self._deadline_s = deadline_s
         self.log = log
         orders = {"llm": arguments, "disk_faults": list(disk_faults)}
+        chosen = engine_environment(
+            **extra, **(environment or {}), **{processes.TAG_VARIABLE: self._tag}
+        )
+        self.process: subprocess.Popen[str] | Born
         with log.open("wb") as stderr:
-            self.process = subprocess.Popen(
-                [*command, sys.executable, str(PROGRAM), json.dumps(orders)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-                env=engine_environment(
-                    **extra, **(environment or {}), **{processes.TAG_VARIABLE: self._tag}
-                ),
-            )
+            if tensor_parallel == 1 and not command:
+                self.process = nursery().bear(orders, chosen, stderr)
+            else:  # its workers are started by vLLM, and a command needs a process of its own
+                self.process = subprocess.Popen(
+                    [*command, sys.executable, str(PROGRAM), json.dumps(orders)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=stderr,
+                    text=True,
+                    env=chosen,
+                )
         self.ready = self._reply()
 
     def run(
@@ -113,10 +130,14 @@ class OfflineEngine:
             self.process.wait(20)
         except subprocess.TimeoutExpired:
             self.process.kill()
-        processes.end_all(self._tag, deadline_s=10.0)
+        self._end()
         self.process.wait(10)
         if self.process.stdout is not None:
             self.process.stdout.close()
+
+    def _end(self) -> None:
+        self.process.kill()
+        processes.end_all(self._tag, deadline_s=10.0)
 
     def __enter__(self) -> OfflineEngine:
         return self
@@ -126,9 +147,7 @@ class OfflineEngine:
 
     def _reply(self) -> dict[str, Any]:
         assert self.process.stdout is not None
-        guard = threading.Timer(
-            self._deadline_s, lambda: processes.end_all(self._tag, deadline_s=5.0)
-        )
+        guard = threading.Timer(self._deadline_s, self._end)
         guard.start()
         try:
             line = self.process.stdout.readline()

@@ -1,11 +1,14 @@
 """The program behind `harness.OfflineEngine`: one real vLLM engine that answers JSON lines on stdin with JSON lines on stdout.
 
-Argument: JSON {"llm": arguments of vllm.LLM, "disk_faults": what the disk log's own injection of faults takes, or null}. Each request line: {"prompts": [[token, ...], ...], "max_tokens": n or one
+Argument: JSON {"llm": arguments of vllm.LLM, "disk_faults": what the disk log's own injection of faults takes, or null}, or
+--nursery DESCRIPTOR, see nursery.py. Each request line: {"prompts": [[token, ...], ...], "max_tokens": n or one
 per prompt, "transfer_params": what each request says to connectors, or null}, and what else shall happen:
 "abort_in": the first request seen in that state of vLLM's is aborted; "die": {"tokens": n, "preempted": n}: once there have been
 so many, all requests together, the program answers with the tokens so far and kills itself.
 """
 
+import atexit
+import importlib
 import json
 import os
 import signal
@@ -106,11 +109,18 @@ def inject(faults: list[tuple]) -> None:
 
 
 def main() -> None:
+    if sys.argv[1] == "--nursery":
+        import nursery
+
+        for name in nursery.IMPORTS:
+            importlib.import_module(name)
+        said = nursery.serve(int(sys.argv[2]))
+    else:
+        said = json.loads(sys.argv[1])
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # the engine prints on stdout; replies keep their own descriptor
     from vllm import LLM
 
-    said = json.loads(sys.argv[1])
     if said.get("disk_faults"):
         inject([tuple(fault) for fault in said["disk_faults"]])
     llm = LLM(**said["llm"])
@@ -121,3 +131,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    # What wants to be told of the end is told; taking the interpreter apart would cost a second and show nothing.
+    atexit._run_exitfuncs()
+    sys.stderr.flush()
+    os._exit(0)
