@@ -44,6 +44,7 @@ QUESTIONS = {
     "comm_rebuild": "how soon ranks that lost one are out of their collective and in a new communicator, beside gloo alone",
     "nvrx_restart": "how soon killed ranks compute again under each launcher and in process, beside NVRx's ft_launcher",
     "gpu_copy": "how fast KV goes from a GPU into the arena and back, by fragment size and way of copying",
+    "gpu_experts": "experts on a GPU: router mask beside plain top-k, map swaps under a graph, refill from pinned memory",
     "gpu_overhead": "what snapshots at full rate cost a decode loop on a GPU",
     "gpu_xid_latency": "how soon a real XID is heard, beside CUDA's own error",
     "gpu_register": "how long it takes to register an arena with a GPU's driver",

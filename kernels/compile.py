@@ -45,17 +45,21 @@ def compiled(compute: str, names: Sequence[str] = NAMES) -> list[bytes]:
     return images
 
 
-def candidates(compute: str) -> Iterator[tuple[str, Callable[[], list[bytes]]]]:
+def candidates(
+    compute: str, names: Sequence[str] = NAMES
+) -> Iterator[tuple[str, Callable[[], list[bytes]]]]:
     """Where kernels may come from, best first: (name of the way, what gives the images)."""
-    yield "built", built
+    yield "built", lambda: built(names)
     if nvrtc_available():
-        yield "nvrtc", lambda: compiled(compute)
+        yield "nvrtc", lambda: compiled(compute, names)
 
 
-def load(use: Callable[[list[bytes]], None], compute: str) -> tuple[str, str]:
+def load(
+    use: Callable[[list[bytes]], None], compute: str, names: Sequence[str] = NAMES
+) -> tuple[str, str]:
     """Gives the first images to `use` that it takes. Returns (way, "") or ("none", why not)."""
     reasons = []
-    for way, images in candidates(compute):
+    for way, images in candidates(compute, names):
         try:
             found = images()
             if not found:

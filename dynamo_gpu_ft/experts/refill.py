@@ -70,14 +70,16 @@ def refill(
     per_source_s: float = 5.0,
     committed: Callable[[Committed], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
+    room: Callable[[int], memoryview] = lambda size: memoryview(bytearray(size)),
 ) -> Refilled:
     """Fills `wants`; a want that its slot already has costs nothing. `committed` is called after each layer's swap: an engine updates
-    its tables there and returns when no step under way uses the former map, because rows that left the map are written over next. `stop` is asked before every expert: true ends the refill cleanly (a second loss, a newer epoch).
+    its tables there and returns when no step under way uses the former map, because rows that left the map are written over next. `stop` is asked before every expert: true ends the refill cleanly (a second loss, a newer epoch). `room` gives
+    landing memory (`device_rows.pinned` for rows on a device).
 
     Blocks at most about `deadline_s` seconds. Never raises for a source or an expert; raises `SlotError` for a stale `epoch`."""
     started = time.monotonic()
     done = Refilled(epoch)
-    fetcher = Fetcher(sources, manifest, store.geometry.expert_bytes)
+    fetcher = Fetcher(sources, manifest, store.geometry.expert_bytes, room)
     store.fence(epoch)
     if epoch < store.epoch:
         raise SlotError(

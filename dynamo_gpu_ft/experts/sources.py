@@ -72,11 +72,17 @@ class Fetcher:
     A source that overstays is left out from then on (its thread still holds it). One expert at a time; not for several threads."""
 
     def __init__(
-        self, sources: Sequence[ExpertSource], manifest: Manifest, expert_bytes: int
+        self,
+        sources: Sequence[ExpertSource],
+        manifest: Manifest,
+        expert_bytes: int,
+        room: Callable[[int], memoryview] = lambda size: memoryview(bytearray(size)),
     ) -> None:
+        """`room` gives landing memory: pinned, where rows are on a device."""
         self._sources, self._manifest, self._bytes = list(sources), manifest, expert_bytes
         self._late: dict[str, str] = {}
-        self._buffer = bytearray(expert_bytes)
+        self._room = room
+        self._buffer = room(expert_bytes)
 
     def fetch(self, layer: int, expert: int, deadline_s: float, per_source_s: float) -> Fetched:
         """The first copy whose length and digest are right. Its memory is reused by the next call. Raises `SlotError` for an expert
@@ -90,10 +96,10 @@ class Fetcher:
                 why = f"not asked: the refill's {deadline_s:g} s were over"
             if not why:
                 why = self._ask(source, layer, expert, left)
-            if not why and (found := native.load().digest(memoryview(self._buffer))) != wanted:
+            if not why and (found := native.load().digest(self._buffer)) != wanted:
                 why = f"its bytes have digest {found.hex()}, the manifest says {wanted.hex()}"
             if not why:
-                return Fetched(memoryview(self._buffer), source.name, tuple(passed))
+                return Fetched(self._buffer, source.name, tuple(passed))
             passed.append(PassedOver(source.name, layer, expert, why))
         return Fetched(None, "", tuple(passed))
 
@@ -107,7 +113,7 @@ class Fetcher:
 
         def ask() -> None:
             try:
-                got = source.load(layer, expert, memoryview(buffer), left)
+                got = source.load(layer, expert, buffer, left)
                 short = f"it gave {got} of {len(buffer)} bytes" if got != len(buffer) else ""
                 said.append(short)
             except (WeightsError, TimeoutError, OSError) as error:
@@ -120,7 +126,7 @@ class Fetcher:
         thread.join(left)
         if said:
             return said[0]
-        self._buffer = bytearray(self._bytes)  # the other one is the late thread's for good
+        self._buffer = self._room(self._bytes)  # the other one is the late thread's for good
         self._late[source.name] = (
             f"left out: it overstayed {left:.3g} s at layer {layer}, expert {expert}"
         )

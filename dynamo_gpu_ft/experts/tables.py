@@ -149,31 +149,33 @@ class FailoverTables:
     def _tensors(self, placement: Placement) -> dict[str, torch.Tensor]:
         import torch
 
-        p, width = placement, self.width
-        logical: list[int] = []
-        counts: list[int] = []
-        dispatch: list[int] = []
-        for layer in range(p.layers):
-            for expert, slots in enumerate(p.copies(layer)):
-                held = slots[:width]
-                logical += held + [-1] * (width - len(held))
-                counts.append(len(held))
-                dispatch.append(own_choice(slots, expert, self.rank, p.slots))
-
-        def tensor(values: Sequence[int], *shape: int) -> torch.Tensor:
-            return torch.tensor(values, dtype=torch.int32).view(p.layers, *shape)
-
+        p = placement
+        table = torch.frombuffer(bytearray(p.table), dtype=torch.int32).view(p.layers, p.width)
+        # Slots ordered by expert, equal ones by slot; those that are empty go to an expert of their own, which is cut off.
+        experts = torch.where(table < 0, p.experts, table).to(torch.int64)
+        ordered, slots = torch.sort(experts, dim=1, stable=True)
+        full = torch.zeros(p.layers, p.experts + 1, dtype=torch.int64)
+        full.scatter_add_(1, experts, torch.ones_like(experts))
+        begin = full.cumsum(1) - full
+        place = torch.arange(p.width)[None] - begin.gather(1, ordered)
+        logical = torch.full((p.layers, p.experts + 1, self.width + 1), -1, dtype=torch.int32)
+        at = ordered * (self.width + 1) + place.clamp(max=self.width)
+        logical.view(p.layers, -1).scatter_(1, at, slots.to(torch.int32))
+        logical = logical[:, : p.experts, : self.width].contiguous()
+        counts = full[:, : p.experts].clamp(max=self.width)
         return {
-            "physical": tensor([e for row in p.rows() for e in row], p.width),
-            "logical": tensor(logical, p.experts, width),
-            "counts": tensor(counts, p.experts),
-            "dispatch": tensor(dispatch, p.experts),
+            "physical": table,
+            "logical": logical,
+            "counts": counts.to(torch.int32),
+            "dispatch": self._own_choice(logical, counts),
         }
 
+    def _own_choice(self, logical: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """Where a rank that always sends an expert's tokens to one slot sends them: its own copy, else one that ranks take in turn."""
+        import torch
 
-def own_choice(slots: Sequence[int], expert: int, rank: int, per_rank: int) -> int:
-    """Where a rank that always sends an expert's tokens to the same slot sends them: to its own copy, else to one that ranks take in turn."""
-    own = [slot for slot in slots if slot // per_rank == rank]
-    if own:
-        return own[0]
-    return slots[(rank + expert) % len(slots)] if slots else -1
+        turn = (self.rank + torch.arange(counts.shape[1])[None]) % counts.clamp(min=1)
+        other = logical.gather(2, turn[:, :, None])[:, :, 0]
+        mine = (logical >= 0) & (logical // self.placement.slots == self.rank)
+        own = torch.where(mine, logical, torch.iinfo(torch.int32).max).amin(2)
+        return torch.where(mine.any(2), own, other)

@@ -130,11 +130,13 @@ def test_kernels_come_from_the_first_way_that_the_device_takes(
     monkeypatch.setattr(
         kernels,
         "candidates",
-        lambda compute: iter([("built", lambda: [b"old"]), ("nvrtc", lambda: [compute.encode()])]),
+        lambda compute, _: iter(
+            [("built", lambda: [b"old"]), ("nvrtc", lambda: [compute.encode()])]
+        ),
     )
     assert kernels.load(refuse_built, "9.0") == ("nvrtc", "")
     assert taken == [[b"9.0"]]
-    monkeypatch.setattr(kernels, "candidates", lambda compute: iter([("built", list)]))
+    monkeypatch.setattr(kernels, "candidates", lambda compute, _: iter([("built", list)]))
     way, why = kernels.load(taken.append, "9.0")
     assert way == "none"
     assert "built without nvcc" in why

@@ -28,15 +28,20 @@ ROOT, HERE = Path(__file__).parents[2], Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def warp(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], Any]:
-    """Runs kernels/router_mask.cuh as g++ compiles it."""
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """kernels/router_mask.cuh as g++ compiles it."""
     library = tmp_path_factory.mktemp("router") / "router.so"
     subprocess.run(
         ["g++", "-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fPIC", "-shared", "-pthread",
          f"-I{ROOT / 'kernels'}", str(HERE / "router_warp.cpp"), "-o", str(library)],
         check=True, timeout=100,
     )  # fmt: skip
-    function = ctypes.CDLL(str(library)).run
+    return ctypes.CDLL(str(library))
+
+
+@pytest.fixture(scope="module")
+def warp(library: ctypes.CDLL) -> Callable[[dict[str, Any]], Any]:
+    function = library.run
     function.restype = None
 
     def run(case: dict[str, Any]) -> Any:
@@ -67,6 +72,42 @@ def test_the_cuda_source_does_what_the_reference_does(rng: random.Random, warp: 
     for number in range(60):
         case = case_of(rng, broken=number % 3 == 2)
         agree(reference.route(**case), warp(case), case)
+
+
+def test_the_launch_hands_the_kernel_what_the_reference_gets(
+    rng: random.Random, library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Simulated: the driver's calls end in the warp of threads."""
+    from dynamo_gpu_ft.kernels.router import RouterMask
+
+    ways = [("built", lambda: [b"bad"]), ("nvrtc", lambda: [b"good"])]
+    monkeypatch.setattr(kernels, "candidates", lambda compute, names: iter(ways))
+    mask = RouterMask("cpu", driver=library, compute="9.0")
+    assert (mask.way, mask.why) == ("nvrtc", "")
+    for number in range(12):
+        case = case_of(rng, broken=number % 3 == 2)
+        said = reference.route(**case)
+        loss = torch.tensor([case["loss"]], dtype=torch.int32)
+        stacked = torch.stack(
+            [case["table"], case["table"] + 1], dim=1
+        )  # of two layers: a strided view
+        counted = torch.stack([case["counts"], case["counts"] + 1], dim=1)
+        given = {**case, "loss": loss, "table": stacked[:, 0], "counts": counted[:, 0]}
+        *out, results = mask.route(**given)
+        agree(said, (*out, results.tolist()), case)
+    with pytest.raises(ValueError, match="contiguous float32"):
+        mask.route(**{**given, "logits": torch.zeros(3, 4, dtype=torch.float64)})
+
+
+def test_without_a_gpu_torch_gives_the_same_answers(rng: random.Random) -> None:
+    from dynamo_gpu_ft.kernels.router import RouterMask
+
+    mask = RouterMask("cpu")
+    assert mask.way == "torch"
+    case = case_of(rng, broken=False)
+    loss = torch.tensor([case["loss"]], dtype=torch.int32)
+    *out, results = mask.route(**{**case, "loss": loss})
+    agree(reference.route(**case), (*out, results.tolist()), case)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")

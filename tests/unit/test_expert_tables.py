@@ -147,12 +147,29 @@ def test_a_repair_that_has_no_room_is_told_with_its_reason() -> None:
     assert found.uncovered == ((0, 2),)
 
 
-def test_a_rank_that_sends_to_one_slot_prefers_its_own() -> None:
-    from dynamo_gpu_ft.experts.tables import own_choice
+def test_the_stacked_maps_are_those_of_the_placement(rng: random.Random) -> None:
+    pytest.importorskip("torch")
+    from dynamo_gpu_ft.experts.tables import FailoverTables
 
-    assert own_choice([0, 5], 0, rank=2, per_rank=2) == 5
-    assert {own_choice([0, 5], 0, rank=r, per_rank=2) for r in (4, 5)} == {0, 5}
-    assert own_choice([], 0, rank=0, per_rank=2) == -1
+    for _ in range(30):
+        ranks, slots, experts, width = (
+            rng.randrange(1, 5),
+            rng.randrange(1, 5),
+            rng.randrange(1, 9),
+            3,
+        )
+        rows = [[rng.randrange(-1, experts) for _ in range(ranks * slots)] for _ in range(2)]
+        place, rank = Placement.of_rows(rows, experts=experts, ranks=ranks), rng.randrange(ranks)
+        tables = FailoverTables(place, (), rank=rank, width=width)
+        for layer in range(2):
+            for expert, copies in enumerate(place.copies(layer)):
+                held = copies[:width]
+                padded = held + [-1] * (width - len(held))
+                assert tables.logical[0, layer, expert].tolist() == padded
+                assert int(tables.counts[0, layer, expert]) == len(held)
+                own = [slot for slot in held if slot // slots == rank]
+                turn = held[(rank + expert) % len(held)] if held else -1
+                assert int(tables.dispatch[0, layer, expert]) == (own[0] if own else turn)
 
 
 # -- live changes ----------------------------------------------------------------------------------------------------------
