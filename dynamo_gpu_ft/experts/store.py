@@ -92,6 +92,11 @@ class SlotStore:
         """Per slot the row that holds its expert, -1 where none is routable: what a rank's own kernels index weights by."""
         return tuple(e.row if self._holds(layer, e) else -1 for e in self._images[layer].entries)
 
+    def row_for(self, layer: int, slot: int, expert: int) -> int | None:
+        """The row to compute with when a token is sent to `slot` for `expert`; None when that may not be: one tag is read."""
+        entry = self._images[layer].entries[slot]
+        return entry.row if entry.expert == expert and self._holds(layer, entry) else None
+
     def find(self, layer: int, expert: int) -> int | None:
         """A row with a routable copy of the expert: what a peer is served from."""
         for entry in self._images[layer].entries:
@@ -143,7 +148,11 @@ class SlotStore:
                                   "retire the slot and commit, or open the store with spare rows")  # fmt: skip
             row = free[0]
             self._put(self.geometry.tag_at(layer, row), bytes(records.TAG_BYTES))
-            self.rows.write(layer, row, data)
+            try:
+                self.rows.write(layer, row, data)
+            except Exception as error:  # the engine's memory: its fault must not end a refill
+                raise self._wrong("a row cannot be written", layer, slot, f"{type(error).__name__}: {error}",
+                                  f"row {row} takes an expert") from error  # fmt: skip
             self._put(
                 self.geometry.tag_at(layer, row),
                 records.pack_tag(Tag(layer, expert, epoch, digest)),
@@ -171,10 +180,8 @@ class SlotStore:
             self._check(layer, 0, epoch)
             staged, damaged = self._staged.get(layer, {}), []
             for slot, entry in staged.items():
-                if entry.expert >= 0 and (
-                    not self._holds(layer, entry)
-                    or self.rows.digest(layer, entry.row) != entry.digest
-                ):
+                sound = self._holds(layer, entry) and self._whole(layer, entry)
+                if entry.expert >= 0 and not sound:
                     damaged.append(slot)
             changes = {slot: entry for slot, entry in staged.items() if slot not in damaged}
             old = self._images[layer]
@@ -206,7 +213,7 @@ class SlotStore:
                     now = self._images[each].entries[slot]
                     if now is not entry or not self._holds(each, entry):
                         continue
-                    if self.rows.digest(each, entry.row) != entry.digest:
+                    if not self._whole(each, entry):
                         self.drop(each, slot)
                         found.append((each, slot, entry.expert))
         return found
@@ -219,6 +226,13 @@ class SlotStore:
         at = self.geometry.tag_at(layer, entry.row)
         tag = records.read_tag(self._control[at : at + records.TAG_BYTES])
         return tag == Tag(layer, entry.expert, entry.epoch, entry.digest)
+
+    def _whole(self, layer: int, entry: Entry) -> bool:
+        """Whether the row still holds what was written; one that cannot be read does not."""
+        try:
+            return self.rows.digest(layer, entry.row) == entry.digest
+        except Exception:  # the engine's memory: what cannot be read back is not served
+            return False
 
     def _newest(self, layer: int) -> Image:
         size = self.geometry.image_bytes
