@@ -175,6 +175,9 @@ class _Pinned:
         for number, image in enumerate(self.images):
             image[:8] = number.to_bytes(8, "little")
 
+    def lend(self, layer: int, expert: int, deadline_s: float) -> memoryview:
+        return self.images[expert]
+
     def load(self, layer: int, expert: int, into: memoryview, deadline_s: float) -> int:
         into[:] = self.images[expert]
         return len(into)

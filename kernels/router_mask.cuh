@@ -52,6 +52,15 @@ GFT_DEVICE void set_bits(unsigned long long *word, unsigned long long bits) { at
 GFT_DEVICE void add(unsigned long long *word, unsigned long long amount) { atomicAdd(word, amount); }
 #endif
 
+// Minus infinity, spelled so that nvcc, NVRTC and g++ all take it without a header.
+GFT_DEVICE float lowest() {
+  union {
+    unsigned int u;
+    float f;
+  } bits = {0xff800000u};
+  return bits.f;
+}
+
 // Orders floats as numbers and equal ones by expert, the lower first; -1 is below all.
 GFT_DEVICE long long key_of(float value, unsigned int expert) {
   union {
@@ -85,7 +94,7 @@ GFT_DEVICE void route(const Router &r, unsigned int token) {
   const float *choose = r.choose ? r.choose + static_cast<unsigned long long>(token) * r.experts : logits;
   long long keys[kPer];
   unsigned int live = 0, live_bits = 0, wrong = 0;
-  float top = -__builtin_huge_valf();
+  float top = lowest();
 #pragma unroll
   for (int n = 0; n < kPer; ++n) {
     unsigned int expert = lane() + 32 * n;
@@ -125,7 +134,7 @@ GFT_DEVICE void route(const Router &r, unsigned int token) {
   }
 
   const bool chosen = lane() < r.topk, renormalise = r.flags & kRenormalise, sigmoid = r.flags & kSigmoid;
-  float logit = chosen ? logits[mine] : -__builtin_huge_valf();
+  float logit = chosen ? logits[mine] : lowest();
   if (renormalise) top = warp_max(logit);
   float weight = chosen ? score(r, logit, top) : 0.0f, total = 1.0f;
   if (renormalise) {

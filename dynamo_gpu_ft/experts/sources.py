@@ -24,7 +24,10 @@ class ExpertSource(Protocol):
         """Fills `into` with the expert's bytes in the store's own layout; returns how many it wrote, all or an exception.
 
         Should block at most about `deadline_s` seconds; `fetch` lets go of one that does not. Raises `WeightsError` when the source
-        is absent, damaged or lacks the expert, `TimeoutError` past the deadline."""
+        is absent, damaged or lacks the expert, `TimeoutError` past the deadline.
+
+        A source that has the bytes in this process's memory may also have `lend(layer, expert, deadline_s) -> memoryview | None`, which is
+        asked first and saves a copy; None: `load` it. Bytes that change after that are found when the row is read back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,35 +94,39 @@ class Fetcher:
         passed: list[PassedOver] = []
         for source in self._sources:
             left = min(give_up - time.monotonic(), per_source_s)
-            why = self._late.get(source.name, "")
+            why, data = self._late.get(source.name, ""), self._buffer
             if not why and left <= 0:
                 why = f"not asked: the refill's {deadline_s:g} s were over"
             if not why:
-                why = self._ask(source, layer, expert, left)
-            if not why and (found := native.load().digest(self._buffer)) != wanted:
+                why, data = self._ask(source, layer, expert, left)
+            if not why and (found := native.load().digest(data)) != wanted:
                 why = f"its bytes have digest {found.hex()}, the manifest says {wanted.hex()}"
             if not why:
-                return Fetched(self._buffer, source.name, tuple(passed))
+                return Fetched(data, source.name, tuple(passed))
             passed.append(PassedOver(source.name, layer, expert, why))
         return Fetched(None, "", tuple(passed))
 
     def digest_of(self, layer: int, expert: int) -> bytes:
         return self._manifest.of(layer, expert)
 
-    def _ask(self, source: ExpertSource, layer: int, expert: int, left: float) -> str:
-        """ "" when the buffer is full, else why not."""
-        said: list[str] = []
+    def _ask(
+        self, source: ExpertSource, layer: int, expert: int, left: float
+    ) -> tuple[str, memoryview]:
+        """ "" and the bytes, or why not."""
+        said: list[tuple[str, memoryview]] = []
         buffer = self._buffer
 
         def ask() -> None:
             try:
-                got = source.load(layer, expert, buffer, left)
+                lend = getattr(source, "lend", None)
+                data = None if lend is None else lend(layer, expert, left)
+                got = source.load(layer, expert, buffer, left) if data is None else len(data)
                 short = f"it gave {got} of {len(buffer)} bytes" if got != len(buffer) else ""
-                said.append(short)
+                said.append((short, buffer if data is None else data))
             except (WeightsError, TimeoutError, OSError) as error:
-                said.append(str(error) or type(error).__name__)
+                said.append((str(error) or type(error).__name__, buffer))
             except Exception as error:  # a source is foreign code: its fault is its own
-                said.append(f"{type(error).__name__}: {error}")
+                said.append((f"{type(error).__name__}: {error}", buffer))
 
         thread = threading.Thread(target=ask, name=f"refill-{source.name}", daemon=True)
         thread.start()
@@ -130,7 +137,7 @@ class Fetcher:
         self._late[source.name] = (
             f"left out: it overstayed {left:.3g} s at layer {layer}, expert {expert}"
         )
-        return self._late[source.name]
+        return self._late[source.name], buffer
 
 
 class NeedsSource:

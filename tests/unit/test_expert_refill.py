@@ -10,6 +10,7 @@ from expert_world import Source, expert, geometry, manifest
 
 from dynamo_gpu_ft.errors import SlotError, WeightsError
 from dynamo_gpu_ft.experts.refill import Want, queue, refill, waves
+from dynamo_gpu_ft.experts.rows import HostRows
 from dynamo_gpu_ft.experts.sources import Manifest, NeedsSource
 from dynamo_gpu_ft.experts.store import SlotStore
 
@@ -49,6 +50,42 @@ def test_a_bad_source_is_passed_over_with_its_reason(fault: str, says: str) -> N
         assert bad.wrote.wait(10), "and what it writes late"
     assert store.scrub() == [], "reaches no slot"
     assert bytes(rows.view(0, store.row_of(0)[0])) == bytes(expert(0, 1))
+
+
+class Lender(Source):
+    """Has three experts in memory and lends them."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.held = {n: expert(0, n) for n in range(3)}
+
+    def lend(self, layer: int, number: int, deadline_s: float) -> memoryview | None:
+        found = self.held.get(number)
+        return None if found is None else memoryview(found)
+
+
+def test_a_source_may_lend_its_own_memory_and_nothing_is_copied_twice() -> None:
+    store, rows = SlotStore.in_memory(geometry())
+    lender = Lender("host")
+    done = refill(store, wants(1, 2, 3), [lender], ALL, epoch=1, deadline_s=10)
+    assert done.complete
+    assert lender.asked == [(0, 3)], "what it does not lend it loads"
+    lender.held[1][:] = bytes(256)
+    assert bytes(rows.view(0, store.row_of(0)[0])) == bytes(expert(0, 1))
+
+
+def test_lent_bytes_that_change_under_way_are_found_at_the_commit() -> None:
+    shape, lender = geometry(), Lender("host")
+
+    class Racing(HostRows):
+        def write(self, layer: int, row: int, data: memoryview) -> None:
+            lender.held[1][9] ^= 1
+            super().write(layer, row, data)
+
+    store = SlotStore(shape, Racing(bytearray(shape.payload_bytes), shape))
+    done = refill(store, wants(1), [lender], ALL, epoch=1, deadline_s=10)
+    assert "damaged" in done.left[0][1] or "manifest" in done.left[0][1]
+    assert store.routable(0) == (-1, -1, -1)
 
 
 def test_when_no_source_is_right_the_slot_stays_empty_and_every_reason_is_told() -> None:
