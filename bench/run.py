@@ -43,6 +43,7 @@ QUESTIONS = {
     "hang": "how soon a hang is noticed: stopped, endless and missing ranks, and a real frozen engine",
     "comm_rebuild": "how soon ranks that lost one are out of their collective and in a new communicator, beside gloo alone",
     "nvrx_restart": "how soon killed ranks compute again under each launcher and in process, beside NVRx's ft_launcher",
+    "experts_refill": "how fast lost experts come back into host memory, beside a plain copy, and what swapping all maps takes",
     "gpu_copy": "how fast KV goes from a GPU into the arena and back, by fragment size and way of copying",
     "gpu_experts": "experts on a GPU: router mask beside plain top-k, map swaps under a graph, refill from pinned memory",
     "gpu_overhead": "what snapshots at full rate cost a decode loop on a GPU",
