@@ -6,7 +6,7 @@ Pure: adding or removing redundant experts, moving them, filling a rank that cam
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -138,3 +138,14 @@ def decide(
     if any(rank in members for rank in refused):
         return "abort"
     return "commit" if all(rank in ready for rank in members) else "wait"
+
+
+def assembled(
+    slots_of: Mapping[int, Sequence[Sequence[int]]], like: Placement, alive: Collection[int]
+) -> Placement:
+    """The map that tokens may follow now: per rank what its store says is routable, [layers][slots]; a rank that is not in `alive`, or
+    has not said anything, has nothing."""
+    empty = [[-1] * like.slots] * like.layers
+    ranks = [slots_of.get(r, empty) if r in alive else empty for r in range(like.ranks)]
+    rows = [[e for each in ranks for e in each[layer]] for layer in range(like.layers)]
+    return Placement.of_rows(rows, experts=like.experts, ranks=like.ranks)
