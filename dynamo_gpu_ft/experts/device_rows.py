@@ -6,6 +6,8 @@ The tensor is allocated once and never moves, so captured graphs keep its addres
 from __future__ import annotations
 
 import ctypes
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dynamo_gpu_ft import native
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
 class DeviceRows:
     """`Rows` over `image`: uint8 [layers, rows, expert_bytes], contiguous. Copies run on a stream of their own, beside the engine's steps."""
 
-    def __init__(self, geometry: Geometry, image: torch.Tensor) -> None:
+    def __init__(
+        self, geometry: Geometry, image: torch.Tensor, *, deadline_s: float = 10.0
+    ) -> None:
+        """A copy that takes longer than `deadline_s` is an error: the device hangs."""
         import torch
 
         shape = (geometry.layers, geometry.rows, geometry.expert_bytes)
@@ -28,7 +33,7 @@ class DeviceRows:
                 "a tensor cannot hold these rows", value=(tuple(image.shape), str(image.dtype)),
                 rule=f"contiguous uint8 {shape}",
             )  # fmt: skip
-        self.image = image
+        self.image, self._deadline_s = image, deadline_s
         self._stream = torch.cuda.Stream(image.device) if image.is_cuda else None
         self._back = torch.empty(geometry.expert_bytes, dtype=torch.uint8, pin_memory=image.is_cuda)
 
@@ -51,7 +56,21 @@ class DeviceRows:
             return
         with torch.cuda.stream(self._stream):
             target.copy_(source, non_blocking=True)
-        self._stream.synchronize()
+            arrived = torch.cuda.Event()
+            arrived.record()
+        wait_until(arrived.query, self._deadline_s)
+
+
+def wait_until(done: Callable[[], bool], deadline_s: float) -> None:
+    """Polls, because waiting for a device that hangs never ends. Raises `SlotError` past the deadline."""
+    give_up = time.monotonic() + deadline_s
+    while not done():
+        if time.monotonic() > give_up:
+            raise SlotError(
+                "a copy of an expert does not end", value=f"{deadline_s:g} s",
+                rule="42 MiB take a few milliseconds", remedy="the health room's verdict on this GPU",
+            )  # fmt: skip
+        time.sleep(50e-6)
 
 
 def pinned(size: int) -> memoryview:

@@ -76,7 +76,8 @@ def refill(
     its tables there and returns when no step under way uses the former map, because rows that left the map are written over next. `stop` is asked before every expert: true ends the refill cleanly (a second loss, a newer epoch). `room` gives
     landing memory (`device_rows.pinned` for rows on a device).
 
-    Blocks at most about `deadline_s` seconds. Never raises for a source or an expert; raises `SlotError` for a stale `epoch`."""
+    Blocks at most about `deadline_s` seconds. Never raises for a source or an expert; raises `SlotError` for a stale `epoch` and for
+    a slot that is not there."""
     started = time.monotonic()
     done = Refilled(epoch)
     fetcher = Fetcher(sources, manifest, store.geometry.expert_bytes, room)
@@ -85,6 +86,7 @@ def refill(
         raise SlotError(
             "a refill of a stale epoch", value=epoch, rule=f"the newest is {store.epoch}"
         )
+    _known(store, wants)
     open_wants = [want for want in wants if store.routable(want.layer)[want.slot] != want.expert]
     for wave in waves(open_wants, lambda layer: len(store.free_rows(layer))):
         landed = []
@@ -107,6 +109,18 @@ def refill(
     ]
     done.seconds = time.monotonic() - started
     return done
+
+
+def _known(store: SlotStore, wants: Sequence[Want]) -> None:
+    sizes = store.geometry
+    for want in wants:
+        if not (
+            0 <= want.layer < sizes.layers and 0 <= want.slot < sizes.slots and want.expert >= 0
+        ):
+            raise SlotError(
+                "a refill of a slot that is not there", value=want, rule=f"{sizes.layers} layers of {sizes.slots} slots",
+                remedy="`slot` is the rank's own: physical slot modulo slots per rank",
+            )  # fmt: skip
 
 
 def _land(

@@ -179,3 +179,22 @@ def test_rows_of_a_tensor_are_written_and_read_back() -> None:
     assert store.scrub() == [(1, 2, 5)]
     with pytest.raises(SlotError, match="contiguous uint8"):
         DeviceRows(shape, image[:, :3])
+
+
+def test_a_copy_that_never_ends_is_an_error_at_its_deadline() -> None:
+    from dynamo_gpu_ft.experts.device_rows import wait_until
+
+    answers = iter([False, False, True])
+    wait_until(lambda: next(answers), 30.0)
+    with pytest.raises(SlotError, match="does not end"):
+        wait_until(lambda: False, 0.01)
+
+
+def test_a_want_of_a_slot_that_is_not_there_is_refused_before_anything_moves() -> None:
+    store, _ = SlotStore.in_memory(geometry())
+    for want in (Want(2, 0, 1), Want(0, 3, 1), Want(0, -1, 1), Want(0, 0, -1)):
+        with pytest.raises(SlotError, match="not there.*slots per rank"):
+            refill(
+                store, [Want(0, 0, 1), want], [Source("a")], manifest(2, 8), epoch=1, deadline_s=10
+            )
+    assert store.staged(0) == {}
