@@ -15,7 +15,7 @@ BLOCK = 512  # 8-byte words that one program moves at a time
 
 
 @triton.jit
-def mix_words(words: Any, numbers: Any) -> Any:
+def mix_words(words, numbers):
     """splitmix64's finaliser over word + (number + 1) * golden ratio, in unsigned arithmetic."""
     z = words + (numbers + 1).to(tl.uint64) * 0x9E3779B97F4A7C15
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
@@ -25,8 +25,8 @@ def mix_words(words: Any, numbers: Any) -> Any:
 
 @triton.jit
 def move_pieces(
-    pieces: Any, staging: Any, staging_bytes: Any, error: Any, digests: Any, gather: tl.constexpr, step: tl.constexpr
-) -> None:  # fmt: skip
+    pieces, staging, staging_bytes, error, digests, gather: tl.constexpr, step: tl.constexpr
+):  # fmt: skip
     """`pieces`: int64 [n, 5] of (address, offset, bytes, word, owner); `digests`: int64 [64], `error`: int64 [1], both zeroed."""
     row = pieces + tl.program_id(0) * 5
     address, offset, size = tl.load(row), tl.load(row + 1), tl.load(row + 2)

@@ -14,10 +14,10 @@ import triton.language as tl
 
 @triton.jit
 def route_token(
-    logits: Any, choose: Any, experts: Any, topk: Any, first: Any, loss: Any, losses: Any, table: Any, counts: Any,
-    width: Any, physical: Any, alive: Any, logical: Any, slots: Any, weights: Any, results: Any,
+    logits, choose, experts, topk, first, loss, losses, table, counts,
+    width, physical, alive, logical, slots, weights, results,
     sigmoid: tl.constexpr, renormalise: tl.constexpr, block: tl.constexpr, picks: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """`results`: int64 [3] of (error, affected, replaced), zeroed; `block` and `picks`: powers of two from experts and topk on."""
     token = tl.program_id(0)
     column, place = tl.arange(0, block), tl.arange(0, picks)

@@ -134,6 +134,41 @@ print("equal")
     assert done.stdout == "equal\n", done.stderr[-3000:]
 
 
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_tritons_compiler_takes_every_triton_kernel_for_a_gpu(tmp_path: Path) -> None:
+    """The interpreter takes what the compiler does not (annotations of arguments, for one); compiling needs no GPU."""
+    program = """
+import sys
+sys.path[:0] = sys.argv[1:]
+import conftest  # the kernels of this checkout
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from dynamo_gpu_ft.kernels import triton_gather, triton_router
+ints = dict.fromkeys(("experts", "topk", "first", "losses", "width", "physical"), "i32")
+arrays = dict.fromkeys(("loss", "table", "counts", "logical", "slots"), "*i32")
+floats = dict.fromkeys(("logits", "choose", "weights"), "*fp32")
+router = {**ints, **arrays, **floats, "alive": "*u8", "results": "*i64"}
+pieces = {"pieces": "*i64", "staging": "i64", "staging_bytes": "i64", "error": "*i64", "digests": "*i64"}
+kernels = [(triton_gather.move_pieces, pieces, {"gather": gather, "step": 512}) for gather in (False, True)]
+kernels += [
+    (triton_router.route_token, router, {"sigmoid": sigmoid, "renormalise": norm, "block": 256, "picks": 8})
+    for sigmoid in (False, True) for norm in (False, True)
+]
+for kernel, types, fixed in kernels:
+    names = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+    made = triton.compile(ASTSource(kernel, names, constexprs=fixed), target=GPUTarget("cuda", 90, 32))
+    assert made.asm["cubin"]
+print("compiled")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(HERE.parent), str(HERE), *sys.path],
+        capture_output=True, text=True, timeout=110, check=False,
+        env={**{k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}, "TRITON_CACHE_DIR": str(tmp_path)},
+    )  # fmt: skip
+    assert done.stdout == "compiled\n", done.stderr[-3000:]
+
+
 def plain(logits: list[list[float]], dead: set[int], topk: int = 2, **more: Any) -> Any:
     """One replica per expert e, in slot e; `dead` ones have none."""
     experts = len(logits[0])
