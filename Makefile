@@ -50,7 +50,7 @@ endif
 PY := $(VENV)/bin/python
 CORE := $(wildcard csrc/*.* csrc/*/*.* setup.py)
 
-.PHONY: help env demo test lint bench sanitize fuzz bench-lmcache nvrx-env doctor clean
+.PHONY: help env demo test programs lint bench sanitize fuzz bench-lmcache nvrx-env doctor clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -61,8 +61,15 @@ env: $(VENV)/.project ## make the environment only
 demo: $(VENV)/.project ## kill a real engine in mid-decode and watch its open streams go on
 	@$(PY) -m dynamo_gpu_ft demo $(if $(FAULT),--fault $(FAULT)) $(if $(JSON),--json $(JSON))
 
-test: lint nvrx-env ## checks and the tests that need no GPU; MARK="not gpu" for the long ones too
+test: nvrx-env ## checks and the tests that need no GPU; MARK="not gpu" for the long ones too
+	@$(MAKE) -s --no-print-directory -j$(shell nproc) lint $(if $(filter tests,$(TESTS)),programs)
 	@$(PY) -m pytest -m "$(MARK)" $(TESTS)
+
+# What the tests would build one after the other is built while the linters run; what cannot be built here is theirs to say.
+programs: $(VENV)/.project
+	-@$(MAKE) -s -C tests/native/programs built 2> /dev/null
+	-@$(MAKE) -s -C tests/attacks/mass programs 2> /dev/null
+	-@$(MAKE) -s -C tests/fuzz built 2> /dev/null
 
 lint: $(VENV)/.project ## ruff, mypy --strict
 	@$(PY) -m ruff check .

@@ -31,13 +31,31 @@ core = $(call object,$(1),$(filter-out $(CHOSEN),$(SOURCES))) \
        $(call object,$(or $(DIGESTS_OF_$(1)),$(1))-$(WITH)/objects,$(filter $(ROOT)/csrc/digest/%,$(CHOSEN))) \
        $(call object,$(1)-$(WITH)/objects,$(filter-out $(ROOT)/csrc/digest/%,$(CHOSEN)))
 
-# $(1) variant, $(2) compiler, $(3) flags for linking a program only, $(4) more sources of every program
-define variant
-$(OUT)/$(1)/%.o $(OUT)/$(1)-$(WITH)/objects/%.o: $(ROOT)/csrc/%.cpp
+# What nearly every source includes of the standard library is parsed once per variant. The project's own build has no such help, and so
+# notices an include that is missing.
+STANDARD := algorithm array atomic chrono condition_variable cstring deque functional map memory mutex optional set span string \
+            string_view thread unordered_map vector
+
+# $(1) variant, $(2) compiler, $(3) a source that several programs are linked with. Full paths: other folders use the object as well.
+define support
+$(OUT)/$(1)-$(WITH)/support/$(notdir $(3:.cpp=.o)): $(3) $(HEADERS)
 	@mkdir -p $$(@D)
 	$(2) $(COMMON) $(FLAGS_$(1)) -MMD -c $$< -o $$@
-$(foreach p,$(PROGRAMS),$(OUT)/$(1)-$(WITH)/$(p)): $(OUT)/$(1)-$(WITH)/%: $(HERE)/%.cpp $(4) $(HEADERS) $(call core,$(1))
+endef
+
+# $(1) variant, $(2) compiler, $(3) flags for linking a program only, $(4) more sources of every program
+define variant
+$(OUT)/$(1)/standard.h.gch: $(ROOT)/tests/native/core.mk
+	@mkdir -p $$(@D)
+	@printf '#include <%s>\n' $(STANDARD) > $$(@:.gch=)
+	$(2) $(COMMON) $(FLAGS_$(1)) -x c++-header $$(@:.gch=) -o $$@
+$(OUT)/$(1)/%.o $(OUT)/$(1)-$(WITH)/objects/%.o: $(ROOT)/csrc/%.cpp | $(OUT)/$(1)/standard.h.gch
+	@mkdir -p $$(@D)
+	$(2) $(COMMON) $(FLAGS_$(1)) -include $(OUT)/$(1)/standard.h -MMD -c $$< -o $$@
+$(foreach s,$(4),$(eval $(call support,$(1),$(2),$(abspath $(s)))))
+$(foreach p,$(PROGRAMS),$(OUT)/$(1)-$(WITH)/$(p)): $(OUT)/$(1)-$(WITH)/%: $(HERE)/%.cpp $(HEADERS) \
+    $(patsubst %.cpp,$(OUT)/$(1)-$(WITH)/support/%.o,$(notdir $(4))) $(call core,$(1))
 	@mkdir -p $$(@D)
 	$(2) $(COMMON) $(FLAGS_$(1)) $(3) $$(filter %.cpp %.o,$$^) $(LIBRARIES) -o $$@
--include $(patsubst %.o,%.d,$(call core,$(1)))
+-include $(patsubst %.o,%.d,$(call core,$(1)) $(patsubst %.cpp,$(OUT)/$(1)-$(WITH)/support/%.o,$(notdir $(4))))
 endef
