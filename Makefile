@@ -7,6 +7,7 @@
 #   TORCH_INDEX=auto         where the pinned CPU build of torch comes from: auto (the default indexes, else PyTorch's own CPU
 #                            index), none (the default indexes only) or the URL of an index
 #   FAULT=rank               `make demo` kills one tensor-parallel worker, which is replaced in place
+#   FAULT=expert             `make demo` kills one rank of an expert-parallel engine: with copies of its experts, and without
 #   JSON=FILE                also write the result of `make demo` or `make bench` there
 #   NAMES="a b"              which benchmarks
 #   FUZZ_SECONDS=60          how long each target of `make fuzz` runs

@@ -37,6 +37,7 @@ QUESTIONS = {
     "vllm_recovery": "how long a recovery takes, by phase, and how often bfloat16 streams are identical",
     "rank_recovery_vllm": "how soon streams go on when one vLLM worker is lost, in place and by a restart, by phase",
     "rank_recovery_reference": "SIGKILL of a rank to the next token: standby, respawn, whole restart of the reference engine",
+    "experts_failover": "SIGKILL of an expert-parallel rank to the next token: with copies, refilled, and by a whole restart",
     "degrade": "what four ranks of the reference engine still give as three, and the pause on the way there and back",
     "watch_latency": "how soon a GPU fault is heard: by C++, by asyncio, by the poll, when a call is stuck",
     "watch_idle": "what watching 8 GPUs costs while nothing happens",

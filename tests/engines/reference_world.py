@@ -20,11 +20,11 @@ from dynamo_gpu_ft.recovery.weights.slices import SliceSource
 TILE, BLOCK = 8, 16
 
 
-def tiny_mixtral(folder: Path, *, files: int = 2) -> Path:
-    """A Mixtral of 4 layers, 4 experts, 4 KV heads with seeded weights, in `files` files with an index."""
+def tiny_mixtral(folder: Path, *, files: int = 2, experts: int = 4, layers: int = 4) -> Path:
+    """A Mixtral of 4 KV heads with seeded weights, in `files` files with an index."""
     import safetensors.torch
 
-    vocab, hidden, inner, layers, experts = 300, 64, 96, 4, 4
+    vocab, hidden, inner = 300, 64, 96
     config = {
         "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "dtype": "float32", "vocab_size": vocab,
         "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": 8,

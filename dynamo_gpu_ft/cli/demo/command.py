@@ -16,7 +16,15 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from dynamo_gpu_ft.cli.demo import machine, rank, rank_report, report, scenario
+from dynamo_gpu_ft.cli.demo import (
+    experts,
+    experts_report,
+    machine,
+    rank,
+    rank_report,
+    report,
+    scenario,
+)
 from dynamo_gpu_ft.cli.demo.progress import Phase
 from dynamo_gpu_ft.cli.demo.prompts import make_prompts
 from dynamo_gpu_ft.cli.demo.scenario import Protected, Scene, Without
@@ -26,6 +34,7 @@ from dynamo_gpu_ft.units import parse
 
 OK, DIFFERENT = 0, 1
 MAKE_MODEL_DEADLINE_S = 900.0
+EXPERT_RANKS, EXPERT_PROMPT = 4, 64  # of `--fault expert`: ranks, and the longest prompt there
 NEEDED = {"vllm": "vllm", "aiohttp": "aiohttp", "tokenizers": "tokenizers"}
 
 
@@ -35,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--model",
         default=None,
-        help="smollm2, smollm2-wide, tiny-llama, or a Hugging Face folder (default: SmolLM2, widened for --tp above 1)",
+        help="smollm2, smollm2-wide, tiny-llama, tiny-moe, smollm2-moe, or a Hugging Face folder (default: SmolLM2, widened for --tp "
+        "above 1; with --fault expert tiny-moe)",
     )
     add(
         "--dtype",
@@ -46,13 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tp",
         type=_positive,
         default=None,
-        help="tensor-parallel size (default 1; with --fault rank 2)",
+        help="tensor-parallel size (default 1; with --fault rank 2); with --fault expert the expert-parallel ranks (default 4)",
     )
     add(
         "--fault",
-        choices=("engine", "rank"),
+        choices=("engine", "rank", "expert"),
         default="engine",
-        help="what is hit: the whole engine (default), or one tensor-parallel worker, replaced in place, and then the whole engine",
+        help="what is hit: the whole engine (default), rank: one tensor-parallel worker, replaced in place, and then the whole engine; "
+        "expert: a rank of the expert-parallel reference engine, without vLLM",
     )
     add(
         "--standbys",
@@ -136,6 +147,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _play(args: argparse.Namespace, folder: Path) -> int:
+    if args.fault == "expert":
+        return _play_experts(args)
     one = args.fault == "rank"
     if args.tp is None:
         args.tp = 2 if one else 1
@@ -165,6 +178,25 @@ def _play_rank(args: argparse.Namespace, scene: Scene, name: str) -> int:
     standbys = args.tp if args.standbys is None else max(0, args.standbys)
     result = rank_report.judge(scene, _where(name), rank.play(scene, standbys, args.kills))
     _write(args.json, result, rank_report.render(result))
+    return OK if result["verdict"] == report.PASS else DIFFERENT
+
+
+def _play_experts(args: argparse.Namespace) -> int:
+    if importlib.util.find_spec("torch") is None:
+        raise GpuFtError(
+            "the demo runs on torch, which is missing", remedy="make demo FAULT=expert"
+        )
+    name = args.model or "tiny-moe"
+    setup = experts.Setup(
+        model=_model(name),
+        ranks=args.tp or EXPERT_RANKS,
+        streams=args.streams,
+        prompt_tokens=min(args.prompt_tokens, EXPERT_PROMPT),
+        max_tokens=args.max_tokens,
+        seed=args.seed,
+    )
+    result = experts_report.judge(_where(name), experts.play(setup))
+    _write(args.json, result, experts_report.render(result))
     return OK if result["verdict"] == report.PASS else DIFFERENT
 
 

@@ -108,8 +108,10 @@ class Crew:
     """All processes of one engine. `members` by shard; `fresh` are replacements that are being made; `standbys` are ready
     ones, `waking` those on their way there."""
 
-    def __init__(self, options: Options, tag: str) -> None:
+    def __init__(self, options: Options, tag: str, replies: Any = say.Reply) -> None:
+        """`replies`: what the ranks may say."""
         self._options, self._tag, self._config = options, tag, options.config()
+        self._replies = replies
         self.nursery = Nursery(options, tag)
         self.members: dict[int, Process] = {}
         self.standbys: list[Process] = []
@@ -131,7 +133,7 @@ class Crew:
         if not config.health:
             return
         path, _ = heartbeat.files(config.arena_dir, self._tag)
-        ranks = self._options.tp * self._options.pp
+        ranks = self._options.ranks
         core.make_heartbeat_file(path, ranks)
         self._held = heartbeat.hold(path), path
         self._queue = core.WatchQueue()
@@ -142,7 +144,7 @@ class Crew:
 
     def fork(self) -> Process:
         """A new process that is on its way. Raises `OSError` when the nursery is gone."""
-        return Process(Channel(self.nursery.fork(), say.Reply))
+        return Process(Channel(self.nursery.fork(), self._replies))
 
     def wake_standbys(self) -> None:
         """Starts as many standbys as the settings want and are lacking. Never blocks for one, never raises."""

@@ -51,6 +51,10 @@ class Group:
         for comm in comms.values():
             comm.abort()
 
+    def comm(self, name: str) -> Comm | None:
+        """None where this rank needs none: it is alone."""
+        return self._comms.get(name)
+
     # -- Joint ---------------------------------------------------------------------------------------------------------
 
     def sum(self, part: torch.Tensor) -> torch.Tensor:

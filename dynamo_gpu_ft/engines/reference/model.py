@@ -48,6 +48,8 @@ class Stage:
     ) -> None:
         self._shape, self._cut, self._cache = shape, cut, cache
         self._weights = weights
+        #: Layer's name -> bool [experts], where not all experts can be asked; see `choose`.
+        self.live: dict[str, torch.Tensor] = {}
         self._cos, self._sin = rope_tables(
             shape.rope, shape.head_dim, shape.positions, cache.device
         )
@@ -121,17 +123,35 @@ class Stage:
     def _experts(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """Every expert that some row wants sees all rows; a row takes its own experts' answers in the order of the experts."""
         moe = f"{name}.block_sparse_moe"
-        shares = torch.softmax(self._linear(x, f"{moe}.gate.weight").float(), dim=-1)
-        top, chosen = torch.topk(shares, self._shape.chosen, dim=-1)
-        top = (top / top.sum(-1, keepdim=True)).to(x.dtype)
-        weight = x.new_zeros(len(x), self._shape.experts).scatter_(1, chosen, top)
+        logits = self._linear(x, f"{moe}.gate.weight").float()
+        top, chosen = choose(logits, self._shape.chosen, self.live.get(name))
+        weight = x.new_zeros(len(x), self._shape.experts).scatter_(1, chosen, top.to(x.dtype))
         total = torch.zeros_like(x)
         for expert in range(self._shape.experts):
             at = f"{moe}.experts.{expert}"
             column = weight[:, expert : expert + 1]
             if x.device.type == "cpu" and not bool(column.any()):
                 continue
-            gate, up = self._linear(x, f"{at}.w1.weight"), self._linear(x, f"{at}.w3.weight")
-            inner = torch.nn.functional.silu(gate) * up
-            total = total + self._linear(inner, f"{at}.w2.weight") * column
+            w1, w2, w3 = (self._weights[f"{at}.{w}.weight"] for w in ("w1", "w2", "w3"))
+            total = total + expert_of(x, w1, w3, w2) * column
         return total
+
+
+def choose(
+    logits: torch.Tensor, count: int, live: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The router: shares (float32, of sum 1) and numbers of the `count` best experts of each row, from logits float32 [rows, experts].
+
+    With `live`, bool [experts], a row takes the next best of those that are live, and the shares are those among them."""
+    if live is not None:
+        logits = logits.masked_fill(~live, -torch.inf)
+        count = min(count, int(live.sum()))
+    top, chosen = torch.topk(torch.softmax(logits, dim=-1), count, dim=-1)
+    return top / top.sum(-1, keepdim=True), chosen
+
+
+def expert_of(
+    x: torch.Tensor, w1: torch.Tensor, w3: torch.Tensor, w2: torch.Tensor
+) -> torch.Tensor:
+    """One expert's answer to rows [tile, hidden]; w1 and w3 [inner, hidden], w2 [hidden, inner]."""
+    return (torch.nn.functional.silu(x @ w1.t()) * (x @ w3.t())) @ w2.t()

@@ -94,6 +94,7 @@ class Nursery:
 def serve(asked: socket.socket, driver: int) -> None:
     """Forks one rank for each message, until the driver (a process descriptor) is gone; then ends the ranks."""
     from dynamo_gpu_ft.engines.reference import rank
+    from dynamo_gpu_ft.engines.reference.experts import rank as expert_rank
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped by the kernel
     wards: list[int] = []
@@ -119,7 +120,8 @@ def serve(asked: socket.socket, driver: int) -> None:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 options = msgspec.msgpack.decode(message, type=Options)
                 with socket.socket(fileno=descriptors[0]) as channel:
-                    status = rank.main(channel, options)
+                    serving = expert_rank.main if options.ep else rank.main
+                    status = serving(channel, options)
             finally:
                 os._exit(status)
 

@@ -15,6 +15,7 @@ from dynamo_gpu_ft.config import Config
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """model       folder of a Llama or Mixtral checkpoint
     tp, pp      tensor and pipeline parallel sizes
+    ep, slots   expert parallel ranks, instead of tp x pp (experts/engine.py), and the expert slots that each has per layer
     dtype       "float32", "bfloat16" or "float16": weights, cache and activations
     block       tokens of a KV block;  blocks: how many each rank has, the first belongs to nobody
     tile        rows that every product sees;  rows: most rows of a step (a prompt is prefilled in chunks of what is left)
@@ -29,6 +30,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     tp: int = 1
     pp: int = 1
+    ep: int = 0
+    slots: int = 0
     dtype: str = "float32"
     block: int = 16
     blocks: int = 256
@@ -40,6 +43,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     name: str = "reference"
     faults: bool = False
     settings: dict[str, Any] = {}
+
+    @property
+    def ranks(self) -> int:
+        return self.ep or self.tp * self.pp
 
     def config(self) -> Config:
         return Config.load(self.settings)

@@ -212,7 +212,7 @@ class Rank:
     def _watch(self, shard: int) -> None:
         if self._config.health and self._beat is None:
             path, _ = heartbeat.files(self._config.arena_dir, self._tag)
-            ranks = self._options.tp * self._options.pp
+            ranks = self._options.ranks
             with suppress(native.load().CoreError):
                 self._beat = native.load().Beat(path, rank=shard, ranks=ranks)
 
@@ -225,11 +225,13 @@ class Rank:
             self._beat.idle()
 
 
-def main(sock: socket.socket, options: Options) -> int:
+def main(
+    sock: socket.socket, options: Options, kind: type[Rank] = Rank, understands: Any = Order
+) -> int:
     """Serves until the driver is gone."""
     torch.set_num_threads(options.threads)
-    channel = Channel(sock, Order)
-    rank = Rank(channel, options)
+    channel = Channel(sock, understands)
+    rank = kind(channel, options)
     orders: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(channel, rank, orders), daemon=True).start()
     while True:

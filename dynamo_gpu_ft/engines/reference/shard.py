@@ -40,7 +40,7 @@ class Sources:
         folder = Path(options.model)
         self.model = f"{weights_id(folder)}-{options.dtype}"
         self._path = options.config().arena_path
-        paths = [neighbour.path_of(self._path, shard) for shard in range(options.tp * options.pp)]
+        paths = [neighbour.path_of(self._path, shard) for shard in range(options.ranks)]
         self.neighbours = neighbour.NeighbourSource(paths, self.model)
         self.slices = SliceSource(folder)
         self.room: torch.Tensor | None = None
@@ -66,10 +66,14 @@ class Sources:
     def keep(self, shard: int, epoch: int, weights: ShardWeights) -> str:
         """Writes the neighbour file; returns why it could not be written, "" when it was."""
         try:
-            neighbour.write(neighbour.path_of(self._path, shard), self.model, epoch, weights.kept())
+            self.keep_all(shard, weights.kept(), epoch)
         except WeightsError as error:
             return str(error)
         return ""
+
+    def keep_all(self, shard: int, kept: neighbour.Kept, epoch: int = 1) -> None:
+        """Raises `WeightsError`."""
+        neighbour.write(neighbour.path_of(self._path, shard), self.model, epoch, kept)
 
 
 class Shard:

@@ -27,7 +27,8 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(slots=True)
 class Rows:
-    """One tile: a value per row, padded to the tile's size. `draws`: (row, piece) where a token is to be drawn."""
+    """One tile: a value per row, padded to the tile's size; the first `used` rows are in use. `draws`: (row, piece) where a token is to
+    be drawn."""
 
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
@@ -35,6 +36,7 @@ class Rows:
     places: list[int] = field(default_factory=list)
     tables: list[tuple[int, ...]] = field(default_factory=list)
     draws: list[tuple[int, Piece]] = field(default_factory=list)
+    used: int = 0
 
 
 def pack(pieces: Sequence[Piece], tile: int, block: int) -> list[Rows]:
@@ -54,7 +56,8 @@ def pack(pieces: Sequence[Piece], tile: int, block: int) -> list[Rows]:
             if piece.sampling is not None and offset == len(piece.tokens) - 1:
                 rows.draws.append((len(rows.tokens) - 1, piece))
     for rows in tiles:
-        unused = tile - len(rows.tokens)
+        rows.used = len(rows.tokens)
+        unused = tile - rows.used
         for column in (rows.tokens, rows.positions, rows.blocks, rows.places):
             column += [0] * unused
         rows.tables += [(0,)] * unused

@@ -1,0 +1,169 @@
+"""How soon tokens go on when a rank of the expert-parallel reference engine is killed: with copies, with a refill, and by a whole restart.
+
+All on the same model in the same run; the kill comes from a timer at any moment of a decode step.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import statistics
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.arena_copy import memory_folder
+from bench.rows import Options, Row, row, spread
+from dynamo_gpu_ft.cli.models import smollm2_moe, tiny_moe
+from dynamo_gpu_ft.errors import GpuFtError
+from dynamo_gpu_ft.events import EventStream
+
+TARGET_S = 1.0
+RANKS = 4
+
+
+@dataclass
+class Kill:
+    """Seconds from SIGKILL to the next token, and until every expert could be routed to; `masked`: tokens drawn in between."""
+
+    token: float
+    covered: float
+    masked: int
+    read: int
+
+
+def measure(options: Options) -> list[Row]:
+    rows = _measure(options, "experts_failover.tiny", tiny_moe(), 4, 3, (4, 3, 1) if options.quick else (30, 20, 5))  # fmt: skip
+    if not options.quick:
+        rows += _measure(options, "experts_failover.smollm2", smollm2_moe(), 2, 2, (4, 3, 2))
+    return rows
+
+
+def _measure(
+    options: Options, prefix: str, model: Path, full: int, lean: int, counts: tuple[int, int, int]
+) -> list[Row]:
+    ways: dict[str, tuple[int, dict[str, Any], bool]] = {
+        "copies": (full, {}, False),
+        "refill": (lean, {}, True),
+        "restart": (full, {"in_place": False}, False),
+    }
+    kills: dict[str, list[Kill]] = {}
+    with memory_folder(3 << 30) as folder:
+        for (way, (slots, settings, pair)), count in zip(ways.items(), counts, strict=True):
+            options.say(f"{prefix}.{way}: {count} kills")
+            kills[way] = _kills(model, str(folder), way, slots, settings, count, pair)
+    return _rows(prefix, kills)
+
+
+def _kills(
+    model: Path, folder: str, way: str, slots: int, settings: dict[str, Any], count: int, uncover: bool
+) -> list[Kill]:  # fmt: skip
+    from dynamo_gpu_ft.engines.reference.experts.engine import ExpertEngine
+    from dynamo_gpu_ft.engines.reference.options import Options as EngineOptions
+    from dynamo_gpu_ft.recovery.membership.memory import MemoryStore
+
+    chosen = {
+        "arena_dir": folder, "arena_name": f"bench-{way}", "snapshot": False, "max_restarts": 1000, "restart_window_s": 1.0, "start_timeout_s": 300,
+        **settings,
+    }  # fmt: skip
+    engine_options = EngineOptions(
+        model=str(model), ep=RANKS, slots=slots, name=f"bench-{way}", settings=chosen
+    )
+    lot, found = random.Random(0), []
+    with ExpertEngine(engine_options, MemoryStore(), EventStream()) as engine:
+        for _ in range(count):
+            found.append(_kill(engine, lot, uncover))
+            for shard in range(RANKS):
+                engine.bring_back(shard)
+            if not engine.settle(120):
+                raise GpuFtError("the engine did not become whole", value=engine.failed or "120 s")
+    return found
+
+
+def _fill(engine: Any, lot: random.Random) -> None:
+    from dynamo_gpu_ft.engines.reference.sampling import Sampling
+
+    while len(engine.traffic.running()) < 4 and not _waiting(engine):
+        prompt = [lot.randrange(5, engine.shape.vocab - 10) for _ in range(lot.randrange(10, 30))]
+        engine.submit(prompt, Sampling(max_tokens=100))
+
+
+def _waiting(engine: Any) -> bool:
+    return any(engine.traffic.open(shard) and not engine.traffic.running() for shard in range(RANKS))  # fmt: skip
+
+
+def _kill(engine: Any, lot: random.Random, uncover: bool) -> Kill:
+    for _ in range(12):
+        _fill(engine, lot)
+        engine.step()
+    holders = [s for s in range(RANKS) if _uncovers(engine, s)] if uncover else list(range(RANKS))
+    pid, killed = engine.crew.members[lot.choice(holders or [RANKS - 1])].pid, list[float]()
+    before = len(engine.mending.log)
+
+    def strike() -> None:
+        killed.append(time.monotonic())
+        os.kill(pid, signal.SIGKILL)
+
+    timer = threading.Timer(lot.uniform(0.0, 0.03), strike)
+    timer.start()
+    token = covered = 0.0
+    masked = 0
+    while not (token and covered):
+        outputs = engine.step()
+        now = time.monotonic()
+        gone = killed and all(p.pid != pid for p in engine.crew.members.values())
+        if gone and outputs and not token:
+            token = now - killed[0]
+        masked += len(outputs) * (not engine.covered)
+        if gone and engine.covered and not covered:
+            covered = now - killed[0]
+        if engine.failed:
+            raise GpuFtError("the engine failed under the bench", value=engine.failed)
+        _fill(engine, lot)
+    timer.join()
+    read = sum(each.read for each in engine.mending.log[before:])
+    while engine.busy:
+        engine.step()
+    return Kill(token, covered, masked, read)
+
+
+def _uncovers(engine: Any, shard: int) -> bool:
+    routes = type(engine.homes)(engine.homes.experts, engine.homes.slots, engine.homes.table)
+    routes.drop(shard)
+    return bool(routes.uncovered())
+
+
+def _rows(prefix: str, kills: dict[str, list[Kill]]) -> list[Row]:
+    whole = statistics.median(kill.token for kill in kills["restart"])
+    rows = []
+    for way, found in kills.items():
+        seconds = [kill.token for kill in found]
+        middle = statistics.median(seconds)
+        rows.append(
+            row(
+                f"{prefix}.{way}.token", middle, "s",
+                baseline=None if way == "restart" else whole, ratio=None if way == "restart" else whole / middle,
+                note=f"SIGKILL of one of {RANKS} ranks to the next token, median; baseline: the whole engine started again; "
+                f"lowest/median/highest {spread(seconds)}",
+            )
+        )  # fmt: skip
+        if way != "restart":
+            worst = max(seconds)
+            rows.append(
+                row(
+                    f"{prefix}.{way}.worst", worst, "s", baseline=TARGET_S, ratio=TARGET_S / worst, target=1.0,
+                    note=f"baseline: the target; the slowest of {len(seconds)} kills",
+                )
+            )  # fmt: skip
+    covered = [kill.covered for kill in kills["refill"]]
+    rows.append(
+        row(
+            f"{prefix}.refill.covered", statistics.median(covered), "s",
+            note=f"SIGKILL until every expert can be routed to again; {spread(covered)}; {statistics.median(k.read for k in kills['refill']):.0f} bytes "
+            f"read from host copies, {statistics.median(k.masked for k in kills['refill']):.0f} tokens under a masked router meanwhile (medians)",
+        )
+    )  # fmt: skip
+    return rows

@@ -1,0 +1,74 @@
+"""Dispatch and combine: rows of tokens go to the ranks whose slots were chosen for them, the answers come back to the rows' own rank.
+
+Two all-to-alls of equal parts per layer, each part with room for every row of a tile: no sizes have to be agreed on first, and what a rank
+sends depends on nothing but its own rows. A receiver answers for every row that came, with zeros where it refuses one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from dynamo_gpu_ft.recovery.comm.base import Comm
+
+_NOTE = 8  # bytes per row: slot and expert as int32
+
+
+class Exchange:
+    """Between `members`, the shards by comm rank; `comm` is None for one alone. `room`: most rows that one rank sends to another."""
+
+    def __init__(self, comm: Comm | None, members: Sequence[int], own: int, room: int) -> None:
+        self._comm, self._room = comm, room
+        self._rank = {shard: rank for rank, shard in enumerate(members)}
+        self._own = self._rank[own]
+
+    def run(
+        self,
+        rows: torch.Tensor,
+        targets: Sequence[tuple[int, int, int]],
+        answer: Callable[[list[tuple[int, int]], torch.Tensor], torch.Tensor],
+        touched: Callable[[str], None],
+    ) -> torch.Tensor:
+        """Answers to `rows` [n, hidden], in their order; `targets`: (shard, its slot, expert) of each.
+
+        `answer` gets (slot, expert) of all rows that came here, and the rows. Blocks until all members take part; raises `CommError`."""
+        size, hidden = len(self._rank), rows.shape[1]
+        notes = torch.full((size, self._room, 2), -1, dtype=torch.int32)
+        sent = torch.zeros((size, self._room, hidden), dtype=rows.dtype)
+        filled, at = [0] * size, []
+        for row, (shard, slot, expert) in enumerate(targets):
+            rank = self._rank[shard]
+            place = filled[rank]
+            filled[rank] = place + 1
+            notes[rank, place, 0], notes[rank, place, 1] = slot, expert
+            sent[rank, place] = rows[row]
+            at.append(rank * self._room + place)
+        touched("dispatch")
+        came, asked = self._swap(sent, notes)
+        flat = asked.view(-1, 2).tolist()
+        there = [index for index, (slot, _) in enumerate(flat) if slot >= 0]
+        answers = torch.zeros_like(came).view(-1, hidden)
+        if there:
+            wanted = [(flat[index][0], flat[index][1]) for index in there]
+            answers[there] = answer(wanted, came.view(-1, hidden)[there])
+        touched("combine")
+        back, _ = self._swap(answers.view(size, self._room, hidden), None)
+        return back.view(-1, hidden)[at]
+
+    def _swap(
+        self, rows: torch.Tensor, notes: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Part i of both goes to rank i; one message for each peer."""
+        if self._comm is None:
+            return rows, rows if notes is None else notes
+        size = len(rows)
+        packed = rows.reshape(size, -1).view(torch.uint8)
+        if notes is not None:
+            packed = torch.cat((notes.view(size, -1).view(torch.uint8), packed), dim=1)
+        packed = packed.contiguous()
+        came = torch.empty_like(packed)
+        self._comm.all_to_all(came, packed)
+        begin = 0 if notes is None else self._room * _NOTE
+        told = came[:, :begin].contiguous().view(torch.int32).view(size, -1, 2)
+        return came[:, begin:].contiguous().view(rows.dtype).view(rows.shape), told

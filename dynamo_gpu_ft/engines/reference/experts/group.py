@@ -1,0 +1,246 @@
+"""`ExpertGroup`: how the coordinator's steps are done to expert-parallel ranks (the `GroupAdapter` contract).
+
+A loss moves no weights: the lost rank's slots leave the map, survivors get a communicator without it and go on. A rank that comes back was
+filled beside the running engine and only takes its seat here.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Mapping, Sequence
+
+from dynamo_gpu_ft.engines.reference import messages as say
+from dynamo_gpu_ft.engines.reference.asking import Asking
+from dynamo_gpu_ft.engines.reference.crew import Crew, Process
+from dynamo_gpu_ft.engines.reference.experts import messages as tell
+from dynamo_gpu_ft.engines.reference.experts.held import expert_needs
+from dynamo_gpu_ft.engines.reference.experts.routes import Map
+from dynamo_gpu_ft.engines.reference.options import Options
+from dynamo_gpu_ft.engines.reference.shape import Shape
+from dynamo_gpu_ft.errors import RecoveryFailed
+from dynamo_gpu_ft.recovery.group.base import Deadline, MembersLost, StandbyLost
+from dynamo_gpu_ft.recovery.group.plan import Plan
+from dynamo_gpu_ft.recovery.membership.base import Member, Membership
+from dynamo_gpu_ft.recovery.weights.peer import Table
+
+
+class ExpertGroup:
+    """`map` is what may be routed to now, `homes` what each rank held at the start; `manifest`: digest of every tensor of the model."""
+
+    def __init__(self, options: Options, shape: Shape, crew: Crew, homes: Map) -> None:
+        self._options, self._shape, self._crew, self._asking = options, shape, crew, Asking(crew)
+        self.homes = homes
+        self.map = Map(homes.experts, homes.slots, homes.table)
+        self.manifest: dict[str, bytes] = {}
+        self.returning: dict[int, Process] = {}
+        self.ready: dict[int, tell.Held] = {}
+        self.growing = False
+        self.song: say.Sang | None = None
+        self.epoch = self._newest = 0
+        self._tables: dict[int, Table] = {}
+        self._fences = 0
+        self.facts: dict[str, float] = {}
+
+    # -- the contract ------------------------------------------------------------------------------------------------------
+
+    def lost(self) -> Mapping[int, str]:
+        self._crew.look()
+        return {shard: p.why for shard, p in self._crew.members.items() if p.why}
+
+    def standbys(self) -> int:
+        """A rank that is ready to come back takes its own shard, when it is its turn."""
+        return len(self.ready) if self.growing else 0
+
+    def quiesce(self, dead: frozenset[int], deadline: Deadline) -> None:
+        crew = self._crew
+        ending = [*crew.fresh.values(), *(crew.members.pop(s) for s in dead if s in crew.members)]
+        crew.fresh.clear()
+        for process in ending:
+            if not process.end(deadline.left_s):
+                raise TimeoutError(f"process {process.pid} does not end")
+        for process in crew.members.values():
+            process.send(say.Revoke(epoch=self._newest))
+        self._fences += 1
+        number = self._fences
+        self._asking.ask(
+            crew.members, say.Fence(number=number), say.Fenced, deadline, lambda m: m.number == number
+        )  # fmt: skip
+
+    def rebuild(self, plan: Plan, epoch: int, deadline: Deadline) -> tuple[Member, ...]:
+        began = time.monotonic()
+        self._newest = epoch
+        fresh = self._coming(plan.lost)
+        for shard in range(self._options.ep):
+            if shard not in plan.ranks or shard in fresh:
+                self.map.drop(shard)
+        for shard in fresh:
+            self._admit(shard, self.ready[shard])
+        everyone = dict(sorted({**self._crew.members, **fresh}.items()))
+        self._join(everyone, fresh, epoch, deadline)
+        for shard in fresh:
+            del self.ready[shard]
+        self._crew.members = everyone
+        self._crew.fresh.clear()
+        self.facts = {"rebuild_s": time.monotonic() - began}
+        return self._enlisted()
+
+    def validate(self, membership: Membership, deadline: Deadline) -> None:
+        if all(any(e >= 0 for e in row) for row in self.map.table):
+            self.sing(membership.epoch, deadline)
+
+    def commit(self, membership: Membership, deadline: Deadline) -> None:
+        self.epoch = membership.epoch
+        self._crew.look()
+        if lost := {s: p.why for s, p in self._crew.members.items() if p.why}:
+            raise MembersLost(lost)
+
+    def abandon(self, reason: str) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Every process. Never raises."""
+        for process in self.returning.values():
+            process.end(1.0)
+        self.returning.clear()
+        self.ready.clear()
+        self._crew.end_all()
+
+    # -- starting and coming back --------------------------------------------------------------------------------------------
+
+    def start(self, deadline: Deadline) -> tuple[Member, ...]:
+        """Forks every rank and has it hold its experts. All copies of a tensor have to be equal: that is the manifest."""
+        fresh = {shard: self._crew.fork() for shard in range(self._options.ep)}
+        self._crew.fresh = dict(fresh)
+        for shard, process in fresh.items():
+            self._send_hold(shard, process, deadline.left_s, keep=not self.manifest)
+        told = self._asking.answers(fresh, tell.Held, deadline, fresh)
+        for shard, held in told.items():
+            self._check(shard, held)
+            self._admit(shard, held)
+        self._crew.members, self._crew.fresh = fresh, {}
+        return self._enlisted()
+
+    def connect(self, epoch: int, deadline: Deadline) -> None:
+        self._newest = self.epoch = epoch
+        self._join(self._crew.members, {}, epoch, deadline)
+        self.sing(epoch, deadline)
+
+    def bring_back(self, shard: int, deadline_s: float) -> None:
+        """A new process for a missing shard begins to fill its slots; nobody waits for it. Raises `OSError`."""
+        process = self._crew.fork()
+        self.returning[shard] = process
+        self._send_hold(shard, process, deadline_s)
+
+    def look_at_returning(self) -> None:
+        """Which of them are ready, and which are gone. Never blocks."""
+        for shard, process in list(self.returning.items()):
+            process.look()
+            held = next((m for m in process.inbox if isinstance(m, tell.Held)), None)
+            if process.why or process.stopped:
+                process.end(1.0)
+                self.ready.pop(shard, None)
+                del self.returning[shard]
+            elif held is not None:
+                self.ready[shard] = held
+
+    def _send_hold(self, shard: int, process: Process, limit_s: float, *, keep: bool = False) -> None:  # fmt: skip
+        process.since = time.monotonic()
+        process.send(
+            tell.Hold(
+                shard=shard, fills=self.fills(shard), keep=keep,
+                expected={n: d for n, d in self.manifest.items() if ".experts." not in n},
+                peers=self.tables(), deadline_s=limit_s,
+            )
+        )  # fmt: skip
+
+    def fills(self, shard: int) -> tuple[tell.Fill, ...]:
+        """What this rank's home slots hold."""
+        return tuple(
+            self.fill(layer, slot, expert)
+            for layer in range(self._shape.layers)
+            for slot, expert in enumerate(self.homes.row_of(shard, layer))
+            if expert >= 0
+        )
+
+    def fill(self, layer: int, slot: int, expert: int) -> tell.Fill:
+        names = [str(need) for need in expert_needs(self._shape, layer, expert)]
+        digests = {name: self.manifest[name] for name in names if name in self.manifest}
+        return tell.Fill(layer=layer, slot=slot, expert=expert, digests=digests)
+
+    def tables(self) -> tuple[Table, ...]:
+        """Where live members' weights lay when they told."""
+        return tuple(t for s, t in self._tables.items() if s in self._crew.members)
+
+    def _check(self, shard: int, held: tell.Held) -> None:
+        for name, digest in held.digests.items():
+            if self.manifest.setdefault(name, digest) != digest:
+                raise RecoveryFailed(
+                    "two ranks hold different bytes of one tensor",
+                    where=f"shard {shard}, {name}",
+                    value=digest.hex(),
+                    rule=f"digest {self.manifest[name].hex()}",
+                    remedy="look at the checkpoint and at the memory of this machine",
+                )
+
+    def _admit(self, shard: int, held: tell.Held) -> None:
+        """The slots that its store says are routable, and no others."""
+        count, slots = len(held.routable) // 4, self._options.slots
+        flat = struct.unpack(f"<{count}i", held.routable)
+        for layer, row in enumerate(self.map.table):
+            row[shard * slots : (shard + 1) * slots] = flat[layer * slots : (layer + 1) * slots]
+        if held.table is not None:
+            self._tables[shard] = held.table
+
+    def _coming(self, shards: Sequence[int]) -> dict[int, Process]:
+        if lacking := [s for s in shards if s not in self.ready or s not in self.returning]:
+            raise StandbyLost(f"shards {lacking} are not ready to come back")
+        found = {shard: self.returning.pop(shard) for shard in shards}
+        self._crew.fresh = dict(found)
+        return found
+
+    # -- together ------------------------------------------------------------------------------------------------------------
+
+    def _join(
+        self, everyone: Mapping[int, Process], fresh: Mapping[int, Process], epoch: int, deadline: Deadline
+    ) -> None:  # fmt: skip
+        members = tuple(sorted(everyone))
+        for rank, shard in enumerate(members):
+            seat = say.Place(name="ep-0", rank=rank, size=len(members))
+            places = (seat,) if len(members) > 1 else ()
+            everyone[shard].send(tell.Routes(table=self.map.bytes()))
+            everyone[shard].send(
+                say.Join(epoch=epoch, members=members, places=places, vocab=(), deadline_s=deadline.left_s)
+            )  # fmt: skip
+        self._asking.answers(
+            everyone, say.Joined, deadline, fresh, lambda m: m.epoch == epoch, epoch
+        )
+
+    def send_routes(self) -> None:
+        for process in self._crew.members.values():
+            process.send(tell.Routes(table=self.map.bytes()))
+
+    def sing(self, epoch: int, deadline: Deadline) -> None:
+        """One canary step: the same bits from all ranks, and, while every expert is covered, the same as at the start."""
+        songs = self._asking.ask(
+            self._crew.members, say.Canary(epoch=epoch), say.Sang, deadline, lambda m: m.epoch == epoch, epoch
+        )  # fmt: skip
+        heard = {song.logits for song in songs.values()}
+        whole = not self.map.uncovered()
+        known = self.song.logits if self.song and whole else next(iter(heard))
+        if heard != {known}:
+            raise RecoveryFailed(
+                "the canary step gives another result than when the engine started",
+                where=f"epoch {epoch}",
+                value=sorted(each.hex() for each in heard),
+                rule=f"logits {known.hex()}",
+                remedy="restart the engine; look at the devices of its ranks",
+            )
+        if whole and self.song is None:
+            self.song = next(iter(songs.values()))
+
+    def _enlisted(self) -> tuple[Member, ...]:
+        return tuple(
+            Member(shard=shard, rank=rank, pid=p.pid, started=p.started)
+            for rank, (shard, p) in enumerate(self._crew.members.items())
+        )

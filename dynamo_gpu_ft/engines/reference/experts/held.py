@@ -1,0 +1,273 @@
+"""What an expert-parallel rank holds: the model without its experts, the tagged slots with its experts, and how they got there.
+
+`Hold` makes it; `refill` brings further experts on a thread of its own, into rows that nobody is routed to, while steps go on.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from dynamo_gpu_ft import native
+from dynamo_gpu_ft.engines.reference import needs, shape, split
+from dynamo_gpu_ft.engines.reference.experts.messages import Fill, Held, Hold, Landed, Refill
+from dynamo_gpu_ft.engines.reference.experts.model import ExpertStage
+from dynamo_gpu_ft.engines.reference.faults import Faults
+from dynamo_gpu_ft.engines.reference.kv import make_cache
+from dynamo_gpu_ft.engines.reference.options import Options
+from dynamo_gpu_ft.engines.reference.shape import Shape
+from dynamo_gpu_ft.engines.reference.shard import DTYPES, Sources
+from dynamo_gpu_ft.engines.reference.weights import NAMES, ShardWeights, view
+from dynamo_gpu_ft.errors import GpuFtError, WeightsError
+from dynamo_gpu_ft.experts.records import Geometry
+from dynamo_gpu_ft.experts.rows import HostRows
+from dynamo_gpu_ft.experts.store import SlotStore
+from dynamo_gpu_ft.recovery.processes import this_process
+from dynamo_gpu_ft.recovery.weights import chain
+from dynamo_gpu_ft.recovery.weights.base import Need
+from dynamo_gpu_ft.recovery.weights.peer import Place, Table
+
+_ALIGN = 64
+
+
+def expert_needs(model: Shape, layer: int, expert: int) -> list[Need]:
+    at = f"model.layers.{layer}.block_sparse_moe.experts.{expert}"
+    wide, back = ((0, model.inner), (0, model.hidden)), ((0, model.hidden), (0, model.inner))
+    return [Need(f"{at}.w1.weight", wide), Need(f"{at}.w3.weight", wide), Need(f"{at}.w2.weight", back)]  # fmt: skip
+
+
+def other_needs(model: Shape) -> list[Need]:
+    """Everything but the experts."""
+    whole = split.even(model, 1, 1).cut(0)
+    return [need for need in needs.of(model, whole) if ".experts." not in need.tensor]
+
+
+def expert_bytes(model: Shape, dtype: torch.dtype) -> int:
+    """Of one slot: three tensors, each at a multiple of 64 bytes."""
+    return sum(_rounded(need, dtype) for need in expert_needs(model, 0, 0))
+
+
+def _rounded(need: Need, dtype: torch.dtype) -> int:
+    return -(-need.size(NAMES[dtype]) // _ALIGN) * _ALIGN
+
+
+def _room(size: int) -> torch.Tensor:
+    """Zeroed host memory that begins at a multiple of 64, with as much to spare behind `size`."""
+    raw = torch.zeros(size + 2 * _ALIGN, dtype=torch.uint8)
+    begin = -raw.data_ptr() % _ALIGN
+    return raw[begin : begin + size + _ALIGN]
+
+
+class Holding:
+    """One rank's. Orders come from the main thread; the store's own lock keeps the refill thread apart from it."""
+
+    def __init__(self, order: Hold, options: Options, sources: Sources, faults: Faults) -> None:
+        self.number, self._sources, self._faults = order.shard, sources, faults
+        self.shape = shape.read(Path(options.model))
+        self._dtype, began = DTYPES[options.dtype], time.monotonic()
+        give_up = began + order.deadline_s
+        cut = split.even(self.shape, 1, 1).cut(0)
+        host = torch.device("cpu")
+        self.weights = ShardWeights(other_needs(self.shape), self._dtype, host)
+        loaded = chain.load(
+            sources.ordered(order.peers), self.weights.needs, self.weights, self.weights.digest,
+            expected=order.expected or None, deadline_s=order.deadline_s,
+        )  # fmt: skip
+        self.digests, self.sources = dict(loaded.digests), {loaded.report.source: 1}
+        geometry = Geometry(
+            self.shape.layers, options.slots, options.slots + 1, expert_bytes(self.shape, self._dtype), order.shard
+        )  # fmt: skip
+        self._image = _room(geometry.payload_bytes)
+        self.rows = HostRows(view(self._image), geometry)
+        self.store = SlotStore(geometry, self.rows)
+        self._tensors: dict[tuple[int, int], tuple[torch.Tensor, ...]] = {}
+        for fill in order.fills:
+            landed = self._bring(fill, order.peers, 0, give_up)
+            self.sources[landed.source] = self.sources.get(landed.source, 0) + 1
+        for layer in range(self.shape.layers):
+            self.store.commit(layer, 0)
+        self.cache = make_cache(self.shape, cut, options, self._dtype, host)
+        self.stage = ExpertStage(
+            self.shape, cut, self.weights.tensors, self.cache,
+            own=self.number, slots=options.slots, tile=options.tile, slot=self.slot,
+        )  # fmt: skip
+        self._landed: list[Landed] = []
+        self._generation, self._changed = 0, threading.Condition()
+        self._worker: threading.Thread | None = None
+        self._spoil_next: set[tuple[int, int]] = set()
+        self._turn = 0
+        self.not_kept = self._keep() if order.keep else ""
+        self._seconds = time.monotonic() - began
+
+    def told(self) -> Held:
+        flat = [e for layer in range(self.shape.layers) for e in self.store.routable(layer)]
+        return Held(
+            digests=self.digests, routable=torch.tensor(flat, dtype=torch.int32).numpy().tobytes(),
+            sources=self.sources, seconds=self._seconds, table=self._table(), not_kept=self.not_kept,
+        )  # fmt: skip
+
+    # -- looking -----------------------------------------------------------------------------------------------------------
+
+    def slot(self, layer: int, slot: int, expert: int) -> tuple[torch.Tensor, ...] | None:
+        """The weights of a slot that holds `expert` and may be routed to now, else None."""
+        if self.store.routable(layer)[slot] != expert:
+            return None
+        return self._of_row(layer, self.store.row_of(layer)[slot])
+
+    def _of_row(self, layer: int, row: int) -> tuple[torch.Tensor, ...]:
+        key = (layer, row)
+        if key not in self._tensors:
+            size, found = self.store.geometry.expert_bytes, []
+            at = (layer * self.store.geometry.rows + row) * size
+            for need in expert_needs(self.shape, 0, 0):
+                data = self._image[at : at + need.size(NAMES[self._dtype])]
+                found.append(data.view(self._dtype).view(need.shape))
+                at += _rounded(need, self._dtype)
+            self._tensors[key] = tuple(found)
+        return self._tensors[key]
+
+    def scrub(self, count: int) -> list[tuple[int, int]]:
+        """Digests the next `count` slots in turn, -1: all; what is damaged is not routable any more."""
+        layers = range(self.shape.layers)
+        if count:
+            layers = range(self._turn, min(self._turn + count, self.shape.layers))
+            self._turn = layers.stop % self.shape.layers
+        if count < 0:
+            layers = range(self.shape.layers)
+        found = [each for layer in layers for each in self.store.scrub(layer)] if count else []
+        return [(layer, slot) for layer, slot, _ in found]
+
+    def spoil(self, layer: int, slot: int, landed: bool) -> None:
+        if landed:
+            self._spoil_next.add((layer, slot))
+        else:
+            self.rows.view(layer, self.store.row_of(layer)[slot])[5] ^= 1
+
+    # -- bringing experts ---------------------------------------------------------------------------------------------------
+
+    def _bring(self, fill: Fill, peers: Sequence[Table], epoch: int, give_up: float) -> Landed:
+        """From the first source that has it with the right digests into a row that nobody is routed to. Raises `GpuFtError`."""
+        began = time.monotonic()
+        size = self.store.geometry.expert_bytes
+        room = _room(size)
+        wanted = expert_needs(self.shape, fill.layer, fill.expert)
+        sink = ShardWeights(wanted, self._dtype, torch.device("cpu"), room)
+        loaded = chain.load(
+            self._sources.ordered(peers), wanted, sink, sink.digest,
+            expected=fill.digests or None, deadline_s=give_up - time.monotonic(),
+        )  # fmt: skip
+        data = view(room[:size])
+        row = self.store.land(
+            fill.layer, fill.slot, fill.expert, data, native.load().digest(data), epoch
+        )
+        self.digests.update(loaded.digests)
+        if epoch and (fill.layer, fill.slot) in self._spoil_next:
+            self._spoil_next.discard((fill.layer, fill.slot))
+            self.rows.view(fill.layer, row)[5] ^= 1
+        report = loaded.report
+        return Landed(
+            fill=fill,
+            source=report.source,
+            read=report.bytes_read,
+            seconds=time.monotonic() - began,
+        )
+
+    def refill(self, order: Refill) -> None:
+        """Starts; what an earlier order left undone or staged is dropped: this one has it too, if it is still wanted. Never blocks."""
+        with self._changed:
+            self._generation += 1
+            number = self._generation
+            self._landed = []
+            self._changed.notify_all()
+        former = self._worker
+        self._worker = threading.Thread(
+            target=self._refill, args=(order, number, former), daemon=True
+        )
+        self._worker.start()
+
+    def _refill(self, order: Refill, number: int, former: threading.Thread | None) -> None:
+        give_up = time.monotonic() + order.deadline_s
+        if former is not None:
+            former.join()  # it ends behind the expert that it is bringing; a row that it staged unheard would be taken for ever
+        if number == self._generation:
+            self.store.abort()
+        for fill in order.fills:
+            with self._changed:
+                while number == self._generation and not self.store.free_rows(fill.layer):
+                    if not self._changed.wait(max(0.0, give_up - time.monotonic())):
+                        break
+            if number != self._generation:
+                return
+            try:
+                self._faults.at("refill")
+                landed = self._bring(fill, order.peers, order.epoch, give_up)
+            except (GpuFtError, TimeoutError, RuntimeError) as error:
+                landed = Landed(fill=fill, error=str(error))
+            with self._changed:
+                if number == self._generation:
+                    self._landed.append(landed)
+
+    def take_landed(self) -> tuple[Landed, ...]:
+        with self._changed:
+            found, self._landed = tuple(self._landed), []
+        return found
+
+    def commit(self, layers: Sequence[int], epoch: int) -> tuple[list[tuple[int, int, int]], list[tuple[int, int]]]:  # fmt: skip
+        """((layer, slot, expert) changed, (layer, slot) damaged)."""
+        changed, damaged = [], []
+        for layer in layers:
+            self._faults.at("commit")
+            done = self.store.commit(layer, epoch)
+            changed += [(layer, slot, expert) for slot, expert in done.changed.items()]
+            damaged += [(layer, slot) for slot in done.damaged]
+        with self._changed:
+            self._changed.notify_all()
+        return changed, damaged
+
+    def fence(self, epoch: int) -> None:
+        """A new epoch: what is under way is dropped."""
+        with self._changed:
+            self._generation += 1
+            self._landed = []
+            self._changed.notify_all()
+        self.store.fence(epoch)
+
+    # -- for others -----------------------------------------------------------------------------------------------------------
+
+    def _kept(self) -> list[tuple[Need, torch.Tensor]]:
+        found: list[tuple[Need, torch.Tensor]] = []
+        seen = set()
+        for layer in range(self.shape.layers):
+            held = zip(self.store.routable(layer), self.store.row_of(layer), strict=True)
+            for expert, row in held:
+                if expert >= 0 and (layer, expert) not in seen:
+                    seen.add((layer, expert))
+                    each = expert_needs(self.shape, layer, expert)
+                    found += zip(each, self._of_row(layer, row), strict=True)
+        return found
+
+    def _keep(self) -> str:
+        """The host copy of these experts, which outlives the process; of the rest of the model one rank's is enough."""
+        dtype = NAMES[self._dtype]
+        kept = [(need, dtype, view(tensor)) for need, tensor in self._kept()]
+        try:
+            if self.number == 0:
+                kept += self.weights.kept()
+            self._sources.keep_all(self.number, kept)
+        except WeightsError as error:
+            return str(error)
+        return ""
+
+    def _table(self) -> Table:
+        """Where things lie now. An expert that moves later has other bytes there, or none, and its digest says so."""
+        own, dtype = this_process(), NAMES[self._dtype]
+        held = [(need, self.weights.tensors[need.tensor]) for need in self.weights.needs]
+        places = tuple(
+            Place(need.tensor, need.box, dtype, tensor.data_ptr(), self.digests[str(need)])
+            for need, tensor in [*held, *self._kept()]
+        )
+        return Table(own.pid, own.started, self._sources.model, places)

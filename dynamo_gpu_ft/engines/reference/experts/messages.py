@@ -1,0 +1,151 @@
+"""What driver and ranks of an expert-parallel engine say to each other beside the words that all reference engines have.
+
+A rank's answers carry what it did in the background, so that nothing of it is lost between two orders.
+"""
+
+from __future__ import annotations
+
+from typing import Union
+
+import msgspec
+
+from dynamo_gpu_ft.engines.reference import messages as say
+from dynamo_gpu_ft.engines.reference.tiles import Piece
+from dynamo_gpu_ft.recovery.weights.peer import Table
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    pass
+
+
+class Fill(msgspec.Struct, frozen=True, kw_only=True):
+    """Bring `expert` of `layer` into one's own `slot`; `digests`: need -> digest that its tensors must have."""
+
+    layer: int
+    slot: int
+    expert: int
+    digests: dict[str, bytes] = {}
+
+
+class Landed(msgspec.Struct, frozen=True, kw_only=True):
+    """A fill that is over: staged, for the next commit of its layer, or not (`error`). `source`, `read`, `seconds`: where it came from."""
+
+    fill: Fill
+    source: str = ""
+    read: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+
+class Hold(_Message, frozen=True, kw_only=True):
+    """Become `shard`: the whole model but its experts, and those experts that `fills` say. `keep`: write what is held as host copy.
+    `expected`: digests of the other weights; empty at the first start. Answer: `Held`."""
+
+    shard: int
+    fills: tuple[Fill, ...]
+    expected: dict[str, bytes] = {}
+    peers: tuple[Table, ...] = ()
+    keep: bool = False
+    deadline_s: float
+
+
+class Routes(_Message, frozen=True, kw_only=True):
+    """From the next order on route by `table`: int32 [layers, ranks x slots], -1 where nothing may be sent. No answer."""
+
+    table: bytes
+
+
+class Forward(_Message, frozen=True, kw_only=True):
+    """One step: `rounds` tiles together with all ranks, the first of them over one's own `pieces`; behind it, digest `scrub` slots (-1:
+    all that are routable). Answer: `Stepped`."""
+
+    epoch: int
+    number: int
+    pieces: tuple[Piece, ...]
+    rounds: int
+    gone: tuple[str, ...] = ()
+    scrub: int = 0
+
+
+class Refill(_Message, frozen=True, kw_only=True):
+    """Bring experts in the background, in this order; what an earlier order left is dropped. Answers come with `Stepped` and `Told`."""
+
+    fills: tuple[Fill, ...]
+    epoch: int
+    peers: tuple[Table, ...] = ()
+    deadline_s: float
+
+
+class Commit(_Message, frozen=True, kw_only=True):
+    """Make what has landed routable, layer by layer. Answer: `Committed`."""
+
+    epoch: int
+    layers: tuple[int, ...]
+
+
+class Retire(_Message, frozen=True, kw_only=True):
+    """Empty these (layer, slot), routed to by nobody. Answer: `Committed`."""
+
+    epoch: int
+    slots: tuple[tuple[int, int], ...]
+
+
+class Tell(_Message, frozen=True, kw_only=True):
+    """Answer: `Told`."""
+
+    number: int
+
+
+class Spoil(_Message, frozen=True, kw_only=True):
+    """For drills: flip a bit of an expert, where it lies (`landed` False) or of the next one that lands. No answer."""
+
+    layer: int
+    slot: int
+    landed: bool = False
+
+
+class Held(_Message, frozen=True, kw_only=True):
+    """`digests` of all tensors that are held, experts' included; `table`: where they lie, for peers."""
+
+    digests: dict[str, bytes]
+    routable: bytes
+    sources: dict[str, int] = {}
+    seconds: float = 0.0
+    table: Table | None = None
+    not_kept: str = ""
+
+
+class Stepped(_Message, frozen=True, kw_only=True):
+    """`drawn`: request -> token. `counts`: int32 [layers, slots], rows that one's experts computed. `refused`, `damaged`: (layer, slot) that rows
+    were sent to but that is not routable, and slots whose bytes turned out wrong. With either, the step's results are void."""
+
+    epoch: int
+    number: int
+    drawn: dict[str, int] = {}
+    counts: bytes = b""
+    refused: tuple[tuple[int, int], ...] = ()
+    damaged: tuple[tuple[int, int], ...] = ()
+    landed: tuple[Landed, ...] = ()
+
+
+class Committed(_Message, frozen=True, kw_only=True):
+    """(layer, slot, expert) that are routable now, -1 for retired ones; `damaged`: (layer, slot) that were not what had landed."""
+
+    epoch: int
+    changed: tuple[tuple[int, int, int], ...]
+    damaged: tuple[tuple[int, int], ...] = ()
+
+
+class Told(_Message, frozen=True, kw_only=True):
+    number: int
+    landed: tuple[Landed, ...] = ()
+
+
+Order = Union[
+    say.Join, say.Revoke, say.Fence, say.Canary, say.Describe, say.Arm,
+    Hold, Routes, Forward, Refill, Commit, Retire, Tell, Spoil,
+]  # fmt: skip
+Reply = Union[
+    say.Hello, say.Joined, say.Broken, say.Failed, say.Fenced, say.Sang, say.Described,
+    Held, Stepped, Committed, Told,
+]  # fmt: skip

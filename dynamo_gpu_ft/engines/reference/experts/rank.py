@@ -1,0 +1,152 @@
+"""The process of one expert-parallel rank: obeys the driver as every rank of a reference engine does, with experts of its own.
+
+Fault points beside those of `faults.py`: dispatch, expert, combine (each inside a layer of a step), refill, commit.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import torch
+
+from dynamo_gpu_ft import native
+from dynamo_gpu_ft.engines.reference import messages as say
+from dynamo_gpu_ft.engines.reference import rank
+from dynamo_gpu_ft.engines.reference.experts import messages as tell
+from dynamo_gpu_ft.engines.reference.experts.exchange import Exchange
+from dynamo_gpu_ft.engines.reference.experts.held import Holding
+from dynamo_gpu_ft.engines.reference.experts.routes import Map
+from dynamo_gpu_ft.engines.reference.messages import Channel
+from dynamo_gpu_ft.engines.reference.model import Tile
+from dynamo_gpu_ft.engines.reference.options import Options
+from dynamo_gpu_ft.engines.reference.sampling import draw
+from dynamo_gpu_ft.engines.reference.tiles import Rows, pack
+from dynamo_gpu_ft.engines.reference.weights import view
+from dynamo_gpu_ft.health import heartbeat
+from dynamo_gpu_ft.recovery.comm.base import CommError
+
+
+class ExpertRank(rank.Rank):
+    def __init__(self, channel: Channel, options: Options) -> None:
+        super().__init__(channel, options)
+        self._holding: Holding | None = None
+
+    # -- holding ---------------------------------------------------------------------------------------------------------
+
+    def _hold(self, order: tell.Hold) -> tell.Held:
+        self._faults.at("load")
+        self._watch(order.shard)
+        self._busy(order.deadline_s)
+        self._holding = Holding(order, self._options, self._sources, self._faults)
+        self._holding.stage.touched = self._faults.at
+        self._idle()
+        return self._holding.told()
+
+    def _routes(self, order: tell.Routes) -> None:
+        here = self._here
+        here.stage.route(
+            Map.read(here.shape.experts, self._options.slots, here.shape.layers, order.table)
+        )
+
+    def _join(self, order: say.Join) -> say.Joined:
+        here = self._here
+        here.fence(order.epoch)
+        answer = super()._join(order)
+        room = self._options.tile * here.shape.chosen
+        here.stage.exchange = Exchange(self.group.comm("ep"), order.members, here.number, room)
+        return answer
+
+    def _refill(self, order: tell.Refill) -> None:
+        self._here.refill(order)
+
+    def _commit(self, order: tell.Commit) -> tell.Committed:
+        changed, damaged = self._here.commit(order.layers, order.epoch)
+        return tell.Committed(epoch=order.epoch, changed=tuple(changed), damaged=tuple(damaged))
+
+    def _retire(self, order: tell.Retire) -> tell.Committed:
+        for layer, slot in order.slots:
+            self._here.store.retire(layer, slot, order.epoch)
+        return self._commit(
+            tell.Commit(epoch=order.epoch, layers=tuple(sorted({at for at, _ in order.slots})))
+        )
+
+    def _tell(self, order: tell.Tell) -> tell.Told:
+        return tell.Told(number=order.number, landed=self._here.take_landed())
+
+    def _spoil(self, order: tell.Spoil) -> None:
+        if self._options.faults:
+            self._here.spoil(order.layer, order.slot, order.landed)
+
+    # -- serving ---------------------------------------------------------------------------------------------------------
+
+    def _forward(self, order: tell.Forward) -> tell.Stepped:
+        if order.epoch != self.group.epoch:
+            raise CommError(f"step of epoch {order.epoch} in epoch {self.group.epoch}")
+        self._faults.at("step")
+        here, drawn = self._here, dict[str, int]()
+        here.stage.begin()
+        if self._beat is not None:
+            self._beat.begin(heartbeat.step_class(order.rounds * self._options.tile))
+        try:
+            tiles = pack(order.pieces, self._options.tile, self._options.block)
+            for number in range(order.rounds):
+                if number < len(tiles):
+                    drawn |= self._own_round(tiles[number])
+                else:
+                    here.stage.attend_others()
+        finally:
+            if self._beat is not None:
+                self._beat.end()
+        damaged = here.scrub(order.scrub)
+        self._faults.at("reply")
+        return tell.Stepped(
+            epoch=order.epoch, number=order.number, drawn=drawn, counts=here.stage.counts.numpy().tobytes(),
+            refused=tuple(sorted(here.stage.refused)), damaged=tuple(damaged), landed=here.take_landed(),
+        )  # fmt: skip
+
+    def _own_round(self, rows: Rows) -> dict[str, int]:
+        out, drawn = self._rows(rows), dict[str, int]()
+        for row, piece in rows.draws:
+            assert piece.sampling is not None
+            position = piece.start + len(piece.tokens)
+            drawn[piece.request] = draw(out[row], piece.sampling, piece.request, position)
+        return drawn
+
+    def _rows(self, rows: Rows) -> torch.Tensor:
+        columns = (rows.tokens, rows.positions, rows.blocks, rows.places, rows.tables)
+        tile = Tile(*(torch.tensor(column) for column in columns))
+        return self._here.stage.rows(tile, rows.used, logits=bool(rows.draws))
+
+    def _canary(self, order: say.Canary) -> say.Sang:
+        self._faults.at("canary")
+        if order.epoch != self.group.epoch:
+            raise CommError(f"canary of epoch {order.epoch} in epoch {self.group.epoch}")
+        self._here.stage.begin()
+        (rows,) = pack([rank.CANARY], self._options.tile, self._options.block)
+        logits = self._rows(rows)[0].contiguous()
+        digest = native.load().digest(view(logits))
+        return say.Sang(epoch=order.epoch, logits=digest, token=int(torch.argmax(logits)))
+
+    def _describe(self, order: say.Describe) -> say.Described:
+        here = self._here
+        chosen = here.cache[:, list(order.blocks)].contiguous()
+        return say.Described(
+            pid=os.getpid(),
+            shard=here.number,
+            weights={n: t.data_ptr() for n, t in here.weights.tensors.items()},
+            cache=here.cache.data_ptr(),
+            pending=0,
+            kv={0: native.load().digest(view(chosen))},
+        )
+
+    @property
+    def _here(self) -> Holding:
+        if self._holding is None:
+            raise RuntimeError("this rank holds nothing yet")
+        return self._holding
+
+
+def main(sock: socket.socket, options: Options) -> int:
+    """Serves until the driver is gone."""
+    return rank.main(sock, options, ExpertRank, tell.Order)

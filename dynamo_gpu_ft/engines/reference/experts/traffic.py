@@ -1,0 +1,110 @@
+"""Which request lives on which rank: one scheduler for each, moves when a rank is lost, and the history that an oracle can replay.
+
+Decisions only, no processes. A request that moves keeps its tokens and loses its KV.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from dynamo_gpu_ft.engines.reference.driver import Output
+from dynamo_gpu_ft.engines.reference.options import Options
+from dynamo_gpu_ft.engines.reference.sampling import Sampling
+from dynamo_gpu_ft.engines.reference.scheduler import Plan, Request, Scheduler
+from dynamo_gpu_ft.engines.reference.tiles import Piece
+
+#: (layer, expert) that could not be routed to.
+Mask = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A run of a request's tokens that was computed under one mask; `drew` a token behind it, or not."""
+
+    start: int
+    count: int
+    mask: Mask
+    drew: bool
+
+
+class ShardPlan(Plan):
+    @property
+    def rows(self) -> int:
+        return sum(len(piece.tokens) for piece in self.pieces)
+
+
+class Traffic:
+    """`history`: request -> what was computed of it, in order; kept until it is taken."""
+
+    def __init__(self, options: Options, positions: int) -> None:
+        self._schedulers = {
+            shard: Scheduler(
+                blocks=options.blocks, block=options.block, rows=options.rows, positions=positions, snapshot=False, tails=False
+            )
+            for shard in range(options.ep)
+        }  # fmt: skip
+        self.history: dict[str, list[Computed]] = {}
+
+    @property
+    def busy(self) -> bool:
+        return any(each.open for each in self._schedulers.values())
+
+    def open(self, shard: int) -> list[Request]:
+        return self._schedulers[shard].open
+
+    def running(self) -> list[Request]:
+        return [r for each in self._schedulers.values() for r in each.running]
+
+    def add(
+        self, name: str, prompt: Sequence[int], sampling: Sampling, shards: Iterable[int]
+    ) -> None:
+        """Raises `GpuFtError` for one that could never be run."""
+        request = Request(name, list(prompt), len(prompt), sampling)
+        self._schedulers[self._emptiest(shards)].add(request)
+        self.history[name] = []
+
+    def _emptiest(self, shards: Iterable[int]) -> int:
+        return min(shards, key=lambda shard: (len(self._schedulers[shard].open), shard))
+
+    def plan(self, shards: Iterable[int]) -> dict[int, ShardPlan]:
+        found = {}
+        for shard in shards:
+            plan = self._schedulers[shard].plan()
+            if plan is not None:
+                found[shard] = ShardPlan(plan.pieces, plan.sealed, plan.gone)
+        return found
+
+    def apply(
+        self, plans: Mapping[int, ShardPlan], drawn: Mapping[str, int], mask: Mask
+    ) -> list[Output]:
+        outputs = []
+        for shard, plan in plans.items():
+            over = {r.id: r for r in self._schedulers[shard].apply(plan, drawn, {})}
+            for piece in plan.pieces:
+                drew = piece.sampling is not None
+                done = Computed(piece.start, len(piece.tokens), mask, drew)
+                self.history[piece.request].append(done)
+                if drew:
+                    name = piece.request
+                    ended = over[name].finished if name in over else ""
+                    outputs.append(Output(name, drawn[name], ended))
+        return outputs
+
+    def move(self, gone: Collection[int], shards: Collection[int]) -> int:
+        """Open requests of `gone` ranks go to others, to be computed from their first token again. Returns how many tokens that are."""
+        again = 0
+        for shard in gone:
+            for request in self._schedulers[shard].end_all(""):
+                again += request.computed
+                request.computed = request.stored = 0
+                target = self._schedulers[self._emptiest(shards)]
+                target.waiting.insert(0, request)
+        return again
+
+    def end_all(self, reason: str) -> list[Output]:
+        ended = [r for each in self._schedulers.values() for r in each.end_all(reason)]
+        return [Output(request.id, None, reason) for request in ended]
+
+
+__all__ = ["Computed", "Mask", "Piece", "ShardPlan", "Traffic"]

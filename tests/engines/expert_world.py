@@ -1,0 +1,199 @@
+"""The oracle of expert parallelism: one process that computes what an engine's ranks computed, under the same masks; and drills on engines."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dynamo_gpu_ft.engines.reference import messages as say
+from dynamo_gpu_ft.engines.reference.experts.engine import ExpertEngine
+from dynamo_gpu_ft.engines.reference.experts.messages import Spoil
+from dynamo_gpu_ft.engines.reference.experts.traffic import Computed, Mask
+from dynamo_gpu_ft.engines.reference.options import Options
+from dynamo_gpu_ft.engines.reference.sampling import Sampling
+from dynamo_gpu_ft.engines.reference.tiles import Piece
+from dynamo_gpu_ft.events import Event, EventStream, MemberDied
+from dynamo_gpu_ft.recovery.membership.memory import MemoryStore
+from tests.engines.reference_world import BLOCK, ThreadEngine
+
+POINTS = ("dispatch", "expert", "combine", "refill", "commit")
+
+
+class Oracle:
+    """One process with all experts. `tokens` is the plain model; `replay` masks the router where the engine had to."""
+
+    def __init__(self, model: Path) -> None:
+        torch.set_num_threads(1)
+        self.engine = ThreadEngine(model)
+        self._known: dict[tuple[int, ...], list[int]] = {}
+
+    def tokens(self, prompt: Sequence[int], count: int) -> list[int]:
+        key = (*prompt, count)
+        if key not in self._known:
+            self._mask(())
+            self._known[key] = self.engine.generate(prompt, count)
+        return self._known[key]
+
+    def replay(
+        self, name: str, prompt: Sequence[int], tokens: Sequence[int], history: Sequence[Computed]
+    ) -> list[int]:
+        """The tokens of the masked-router model for the same runs of tokens under the same masks."""
+        known, drawn = [*prompt, *tokens], []
+        for run in history:
+            self._mask(run.mask)
+            end = run.start + run.count
+            piece = Piece(
+                request=name,
+                start=run.start,
+                tokens=tuple(known[run.start : end]),
+                blocks=tuple(range(1, 1 + -(-end // BLOCK))),
+                sampling=Sampling(max_tokens=1) if run.drew else None,
+            )
+            drawn += self.engine.step([piece]).values()
+        self._mask(())
+        return drawn
+
+    def _mask(self, mask: Mask) -> None:
+        live = self.engine.stages[0].live
+        live.clear()
+        for layer, expert in mask:
+            name = f"model.layers.{layer}"
+            live.setdefault(name, torch.ones(self.engine.shape.experts, dtype=torch.bool))
+            live[name][expert] = False
+
+
+def prompts(seed: int, count: int = 6) -> list[list[int]]:
+    random_ = random.Random(seed)
+    return [
+        [random_.randrange(5, 290) for _ in range(random_.randrange(4, 30))] for _ in range(count)
+    ]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`kind` happens to `shard` at a point of its, or ("random") by a signal from outside, once `step` steps are done."""
+
+    kind: str
+    point: str
+    shard: int
+    step: int = 4
+    times: int = 1
+
+
+@dataclass
+class Report:
+    prompts: list[list[int]]
+    tokens: list[list[int]]
+    histories: list[list[Computed]]
+    failed: str
+    deaths: list[MemberDied]
+    pids: dict[int, bool] = field(default_factory=dict)
+    longest_s: float = 0.0
+
+    @property
+    def masked(self) -> bool:
+        return any(run.mask for history in self.histories for run in history)
+
+
+class Drill:
+    """One engine, used for many runs; `whole` brings every lost rank back behind a run."""
+
+    def __init__(
+        self, model: Path, folder: Path, *, ep: int, slots: int, name: str = "ep", **changes: Any
+    ) -> None:
+        self.events: list[Event] = []
+        given = {k: changes.pop(k) for k in ("come_back", "scrub", "placement") if k in changes}
+        settings = {
+            "arena_dir": str(folder), "arena_name": name, "max_restarts": 1000, "start_timeout_s": 90, "snapshot": False,
+            "step_deadline_s": 15, "recovery_deadline_s": 60, "hang_after_s": 1.0, "hang_floor_s": 1.0, **changes,
+        }  # fmt: skip
+        options = Options(
+            model=str(model), ep=ep, slots=slots, faults=True, rows=16, blocks=64, name=name, settings=settings
+        )  # fmt: skip
+        self.engine = ExpertEngine(options, MemoryStore(), EventStream(self.events.append), **given)
+
+    def __enter__(self) -> Drill:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.engine.close()
+
+    def run(
+        self, seed: int, faults: Sequence[Fault] = (), *, tokens: int = 12, count: int = 6
+    ) -> Report:
+        engine, begun, waiting = self.engine, len(self.events), list(faults)
+        pids = {shard: p.pid for shard, p in engine.crew.members.items()}
+        asked = prompts(seed, count)
+        names = [
+            engine.submit(prompt, Sampling(max_tokens=tokens, seed=seed), f"{seed}-{len(self.events)}-{i}-{time.monotonic_ns()}")
+            for i, prompt in enumerate(asked)
+        ]  # fmt: skip
+        outputs: dict[str, list[int]] = {name: [] for name in names}
+        steps, longest = 0, 0.0
+        while engine.busy:
+            for fault in [f for f in waiting if f.step <= steps]:
+                waiting.remove(fault)
+                self.hurt(fault)
+            began = time.monotonic()
+            for output in engine.step():
+                if output.token is not None:
+                    outputs[output.request].append(output.token)
+            longest = max(longest, time.monotonic() - began)
+            steps += 1
+        self.disarm()
+        return Report(
+            asked,
+            list(outputs.values()),
+            [engine.traffic.history.pop(name) for name in names],
+            engine.failed,
+            [e for e in self.events[begun:] if isinstance(e, MemberDied)],
+            {s: pids.get(s) == p.pid for s, p in engine.crew.members.items()},
+            longest,
+        )
+
+    def hurt(self, fault: Fault) -> None:
+        process = self.engine.crew.members.get(fault.shard) or self.engine.group.returning.get(
+            fault.shard
+        )
+        if process is None:
+            return
+        if fault.point == "random":
+            if process.pid:
+                os.kill(process.pid, {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[fault.kind])
+        elif fault.kind in ("spoil", "spoil-landing"):
+            layer, slot = divmod(fault.times, self.engine.options.slots)
+            process.send(Spoil(layer=layer, slot=slot, landed=fault.kind == "spoil-landing"))
+        else:
+            process.send(say.Arm(point=fault.point, how=fault.kind, times=fault.times))
+
+    def disarm(self) -> None:
+        for process in self.engine.crew.members.values():
+            process.send(say.Arm(point="", how=""))
+
+    def whole(self) -> None:
+        """Every rank is there again and every slot holds what it should."""
+        for shard in range(self.engine.options.ep):
+            self.engine.bring_back(shard)
+        assert self.engine.settle(60), "the engine did not become whole"
+        assert set(self.engine.crew.members) == set(range(self.engine.options.ep))
+        assert self.engine.group.map.table == self.engine.homes.table
+
+
+def judge(oracle: Oracle, report: Report, *, instant: bool, note: object = "") -> None:
+    """Every token is the oracle's: the plain model's where nothing was masked, the masked router's elsewhere."""
+    assert not report.failed, note
+    for index, (prompt, tokens) in enumerate(zip(report.prompts, report.tokens, strict=True)):
+        history = report.histories[index]
+        if instant or not any(run.mask for run in history):
+            assert not any(run.mask for run in history), note
+            assert tokens == oracle.tokens(prompt, len(tokens)), note
+        else:
+            assert tokens == oracle.replay("r", prompt, tokens, history), note
