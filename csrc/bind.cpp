@@ -100,6 +100,7 @@ PYBIND11_MODULE(_core, module) {
   bind_device(module);
   bind_ledger(module);
   bind_relayout(module);
+  bind_place(module);
   bind_disk(module);
   bind_backing(module);
   bind_watch(module);

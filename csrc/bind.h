@@ -92,6 +92,7 @@ void bind_copy(py::module_ &module);
 void bind_device(py::module_ &module);
 void bind_ledger(py::module_ &module);
 void bind_relayout(py::module_ &module);
+void bind_place(py::module_ &module);
 void bind_disk(py::module_ &module);
 void bind_backing(py::module_ &module);
 void bind_watch(py::module_ &module);

@@ -5,6 +5,7 @@ Frozen data without effects. `planner` makes placements, `checker` verifies thei
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -235,6 +236,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     placement: Placement
     moves: tuple[Move, ...]
     certificate: Certificate
+
+
+def digest(placement: Placement, loads: bytes) -> str:
+    """Names a placement and the loads (int64 little endian [layers, experts]) it was examined with."""
+    sizes = (placement.layers, placement.experts, placement.ranks, placement.slots)
+    content = struct.pack("<4I", *sizes) + placement.table + loads
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _packed(values: Iterable[int]) -> bytes:

@@ -81,6 +81,30 @@ class Core(Protocol):
     def disk_users(self, folder: str) -> tuple[int, bool]: ...
     def disk_set_aside(self, folder: str, to: str, *, even_if_read: bool = False) -> None: ...
     def device_mix(self, data: bytes, first: int) -> int: ...
+    def place_room(
+        self, sizes: _core.PlaceSizes, loads: bytes, alive: bytes, domains: bytes
+    ) -> int: ...
+    def place_plan(
+        self,
+        sizes: _core.PlaceSizes,
+        loads: bytes,
+        alive: bytes,
+        domains: bytes,
+        old: bytes | None,
+        max_moves: int,
+    ) -> bytes: ...
+    def place_repair(
+        self,
+        sizes: _core.PlaceSizes,
+        loads: bytes,
+        alive: bytes,
+        domains: bytes,
+        old: bytes | None,
+        max_moves: int,
+    ) -> bytes: ...
+    def place_examine(
+        self, sizes: _core.PlaceSizes, loads: bytes, alive: bytes, domains: bytes, table: bytes
+    ) -> tuple[tuple[int, int], tuple[int, int], list[tuple[int, int]], list[int], list[int]]: ...
 
 
 def load() -> Core:

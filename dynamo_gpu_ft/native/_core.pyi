@@ -24,6 +24,11 @@ from dynamo_gpu_ft.native._disk import DiskKey as DiskKey
 from dynamo_gpu_ft.native._disk import DiskLog as DiskLog
 from dynamo_gpu_ft.native._disk import disk_set_aside as disk_set_aside
 from dynamo_gpu_ft.native._disk import disk_users as disk_users
+from dynamo_gpu_ft.native._place import PlaceSizes as PlaceSizes
+from dynamo_gpu_ft.native._place import place_examine as place_examine
+from dynamo_gpu_ft.native._place import place_plan as place_plan
+from dynamo_gpu_ft.native._place import place_repair as place_repair
+from dynamo_gpu_ft.native._place import place_room as place_room
 from dynamo_gpu_ft.native._watch import LogReader as LogReader
 from dynamo_gpu_ft.native._watch import NvmlWatcher as NvmlWatcher
 from dynamo_gpu_ft.native._watch import TraceReader as TraceReader

@@ -20,6 +20,7 @@ STUBS = [
         "_backing.pyi",
         "_device.pyi",
         "_disk.pyi",
+        "_place.pyi",
         "_watch.pyi",
         "_beats.pyi",
     )
