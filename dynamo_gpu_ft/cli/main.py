@@ -52,6 +52,10 @@ COMMANDS = {
         "what a fault code means and what is done about it: explain xid 79, explain cuda 700",
         "dynamo_gpu_ft.cli.explain",
     ),
+    "experts": Command(
+        "which slot holds which expert: plan, check the certificate, play a loss through with a heat map",
+        "dynamo_gpu_ft.cli.experts",
+    ),
     "inject": Command(
         "simulated faults: NVML events, lost and silent GPUs, log lines, stopped workers",
         "dynamo_gpu_ft.sim.inject",
