@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from dynamo_gpu_ft.errors import PlacementError
-from dynamo_gpu_ft.experts.base import Domains, Placement, Plan
+from dynamo_gpu_ft.experts import planner
+from dynamo_gpu_ft.experts.base import Aim, Domains, Placement, Plan
 
 Repair = Callable[[Placement, tuple[int, ...]], Plan]
 """(placement, ranks that are alive) -> the repaired plan; raises `PlacementError` where the slots left have no room."""
@@ -32,6 +34,24 @@ class Ahead:
     uncovered: tuple[tuple[int, int], ...]
     plan: Plan | None
     why: str = ""
+
+
+def by_planner(
+    loads: Any,
+    domains: Domains,
+    *,
+    aim: Aim = Aim(mode="refill"),  # noqa: B008 - frozen
+    expert_bytes: int = 1,
+) -> Repair:
+    """The planner's repair under these loads, which balances what is left; the same on every rank."""
+
+    def repair(placement: Placement, alive: tuple[int, ...]) -> Plan:
+        living = [rank in alive for rank in range(placement.ranks)]
+        return planner.repair(
+            placement, loads, alive=living, domains=domains, aim=aim, expert_bytes=expert_bytes
+        )
+
+    return repair
 
 
 def losses(domains: Domains) -> tuple[Loss, ...]:

@@ -7,8 +7,8 @@ import random
 import pytest
 
 from dynamo_gpu_ft.errors import PlacementError
-from dynamo_gpu_ft.experts import ahead, change, loads
-from dynamo_gpu_ft.experts.base import Domains, Placement, Plan
+from dynamo_gpu_ft.experts import ahead, change, loads, planner
+from dynamo_gpu_ft.experts.base import Aim, Domains, Placement, Plan
 
 DOMAINS = Domains.regular(4, per_tray=1, per_node=2)
 PAIRS = Placement.of_rows([[0, 1, 2, 3, 0, 1, 2, 3]] * 2, experts=4, ranks=4)
@@ -229,6 +229,28 @@ def test_redundancy_grows_and_shrinks_within_the_allotted_slots() -> None:
     down = change.steps(grown, wide)
     assert [s.changes for s in down] == [{2: -1, 5: -1}] * 2
     assert down[0].retired(1, 3) == [2]
+
+
+def test_every_foreseen_loss_of_a_planned_placement_is_repaired_step_by_step(
+    rng: random.Random,
+) -> None:
+    domains = Domains.regular(8, per_tray=2, per_node=4)
+    used = [[rng.randrange(1, 1000) for _ in range(16)] for _ in range(2)]
+    whole = planner.plan(used, ranks=8, slots=3, domains=domains, aim=Aim(mode="refill")).placement
+    foreseen = ahead.all_of(whole, domains, ahead.by_planner(used, domains))
+    assert len(foreseen) == 8 + 2
+    for each in foreseen:
+        fits = 3 * (8 - len(each.loss.dead)) >= 16
+        assert (each.plan is not None) == fits, each.why
+        if each.plan is None:
+            assert len(each.loss.dead) == 4, "a node of four leaves 12 slots for 16 experts"
+            continue
+        assert not ahead.uncovered(each.plan.placement)
+        now = {layer: list(each.masked.row(layer)) for layer in range(2)}
+        for step in change.steps(each.masked, each.plan.placement):
+            for slot, expert in step.changes.items():
+                now[step.layer][slot] = expert
+        assert [tuple(now[layer]) for layer in range(2)] == each.plan.placement.rows()
 
 
 def test_a_rank_that_came_back_is_filled_layer_by_layer() -> None:
