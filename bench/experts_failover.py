@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.arena_copy import memory_folder
 from bench.rows import Options, Row, row, spread
-from dynamo_gpu_ft.cli.models import smollm2_moe, tiny_moe
+from dynamo_gpu_ft.cli.models import tiny_moe
 from dynamo_gpu_ft.errors import GpuFtError
 from dynamo_gpu_ft.events import EventStream
 
@@ -36,10 +36,8 @@ class Kill:
 
 
 def measure(options: Options) -> list[Row]:
-    rows = _measure(options, "experts_failover.tiny", tiny_moe(), 4, 3, (4, 3, 1) if options.quick else (30, 20, 5))  # fmt: skip
-    if not options.quick:
-        rows += _measure(options, "experts_failover.smollm2", smollm2_moe(), 2, 2, (4, 3, 2))
-    return rows
+    counts = (4, 3, 1) if options.quick else (30, 20, 5)
+    return _measure(options, "experts_failover.tiny", tiny_moe(), 4, 3, counts)
 
 
 def _measure(
@@ -125,8 +123,6 @@ def _kill(engine: Any, lot: random.Random, uncover: bool) -> Kill:
         _fill(engine, lot)
     timer.join()
     read = sum(each.read for each in engine.mending.log[before:])
-    while engine.busy:
-        engine.step()
     return Kill(token, covered, masked, read)
 
 

@@ -122,8 +122,14 @@ def test_both_ranks_with_copies_lost_at_once_are_refilled_on_the_others(
     instant.whole()
 
 
-@pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("shard", [1, 2])
+@pytest.mark.parametrize(
+    ("point", "shard"),
+    [
+        pytest.param(point, 1 + (index + other) % 2, marks=[pytest.mark.long] * other)
+        for other in (0, 1)
+        for index, point in enumerate(POINTS)
+    ],
+)
 def test_with_one_copy_the_router_is_masked_until_experts_are_refilled(
     refill: Drill, oracle: Oracle, point: str, shard: int
 ) -> None:
@@ -234,9 +240,12 @@ def test_a_model_without_experts_or_with_too_few_slots_is_refused(model: Path) -
 
 
 def schedule(random_: random.Random, ep: int) -> list[Fault]:
-    """One to three faults at any point of any rank; not the last rank, so that somebody is left."""
-    found = []
-    for _ in range(random_.choice((1, 1, 1, 2, 2, 3))):
+    """A loss while serving, then up to two faults at any point of any rank; not the last rank, so that somebody is left."""
+    point = random_.choice((*POINTS[:3], "step", "reply", "random"))
+    kind = "kill" if point == "random" else random_.choice(("kill", "kill", "segv", "raise"))
+    step, times = random_.randrange(1, 7), random_.randrange(1, 4)
+    found = [Fault(kind, point, random_.randrange(ep - 1), step, times)]
+    for _ in range(random_.choice((0, 0, 1, 1, 2))):
         kind = random_.choice(("kill", "kill", "kill", "segv", "raise", "spoil", "spoil-landing"))
         point = random_.choice((*POINTS, "step", "reply", "canary", "join", "fence", "random"))
         if point == "random":
@@ -263,7 +272,7 @@ def series(model: Path, folder: Path, oracle: Oracle, ep: int, slots: int, runs:
             if run % 5 == 4:
                 judge(oracle, drill.run(run % 7, count=3), instant=True, note=note)
     print(f"{ep} ranks x {slots}: {runs} runs, {lost} losses, {masked} masked, seed {SEED}")
-    assert lost >= runs // 3
+    assert lost >= runs // 2
 
 
 @pytest.mark.timeout(200)
