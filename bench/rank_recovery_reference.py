@@ -52,6 +52,7 @@ class Load:
     engine: Any
     events: list[tuple[float, Event]]
     lot: random.Random = field(default_factory=lambda: random.Random(0))
+    steps: list[float] = field(default_factory=list)  # seconds of undisturbed steps
 
     def fill(self) -> None:
         from dynamo_gpu_ft.engines.reference.sampling import Sampling
@@ -68,7 +69,9 @@ class Load:
         give_up = time.monotonic() + 120
         while True:
             self.fill()
+            began = time.monotonic()
             self.engine.step()
+            self.steps.append(time.monotonic() - began)
             ready = len(self.engine.crew.standbys) >= standbys
             running = self.engine.scheduler.running
             decoding = all(len(r.output) > 8 and len(r.output) < 130 for r in running)
@@ -163,6 +166,7 @@ def measure(options: Options) -> list[Row]:
 def _measure(options: Options, prefix: str, model: Path) -> list[Row]:
     counts = dict(zip(WAYS, (5, 3, 1) if options.quick else (30, 10, 3), strict=True))
     kills: dict[str, list[Kill]] = {}
+    steps: list[float] = []
     with memory_folder(3 << 30) as folder:
         for way, settings in WAYS.items():
             options.say(f"{prefix}.{way}: {counts[way]} kills")
@@ -171,12 +175,13 @@ def _measure(options: Options, prefix: str, model: Path) -> list[Row]:
                 for _ in range(counts[way]):
                     load.settle(int(settings["standbys"]))
                     kills[way].append(load.kill())
+                steps += load.steps
         with engine_under_load(model, Path(folder), "checkpoint", {"standbys": 0}) as load:
             load.settle(0)
             for path in Path(folder).glob("*checkpoint.weights-*"):
                 path.unlink()
             alone = load.kill()
-    return _rows(prefix, kills, alone)
+    return _rows(prefix, kills, alone, statistics.median(steps))
 
 
 @contextmanager
@@ -200,7 +205,7 @@ def engine_under_load(
         yield Load(engine, events)
 
 
-def _rows(prefix: str, kills: dict[str, list[Kill]], alone: Kill) -> list[Row]:
+def _rows(prefix: str, kills: dict[str, list[Kill]], alone: Kill, usual: float) -> list[Row]:
     rows = []
     whole = statistics.median(kill.total for kill in kills["restart"])
     for way, found in kills.items():
@@ -213,6 +218,7 @@ def _rows(prefix: str, kills: dict[str, list[Kill]], alone: Kill) -> list[Row]:
                 baseline=whole if way != "restart" else None,
                 ratio=whole / statistics.median(totals) if way != "restart" else None,
                 note="SIGKILL to the next token, median; baseline: the whole engine started again, KV from the arena too; "
+                f"a step takes {usual:.3g} s anyway, the canary as long; "
                 f"lowest/median/highest {spread(totals)}",
             )
         )

@@ -37,7 +37,8 @@ void bind_beat(py::module_ &module) {
            }),
            py::arg("path"), py::kw_only(), py::arg("rank"), py::arg("ranks"), py::arg("tick") = 0.05)
       .def(
-          "begin", [](const PyBeat &beat, uint32_t kind) { gft_beat_begin(beat.handle.get(), kind); }, py::arg("kind"))
+          "begin", [](const PyBeat &beat, uint32_t kind, uint64_t step) { gft_beat_begin(beat.handle.get(), kind, step); },
+          py::arg("kind"), py::arg("step") = 0)
       .def("end", [](const PyBeat &beat) { gft_beat_end(beat.handle.get()); })
       .def(
           "busy", [](const PyBeat &beat, double limit) { gft_beat_busy(beat.handle.get(), limit); }, py::arg("limit"))

@@ -58,7 +58,7 @@ gft_status gft_beat_open(const char *path, uint32_t ranks, uint32_t rank, double
 }
 
 void gft_beat_free(gft_beat *beat) { delete beat; }
-void gft_beat_begin(gft_beat *beat, uint32_t kind) { beat->beat->begin(kind); }
+void gft_beat_begin(gft_beat *beat, uint32_t kind, uint64_t step) { beat->beat->begin(kind, step); }
 void gft_beat_end(gft_beat *beat) { beat->beat->end(); }
 void gft_beat_busy(gft_beat *beat, double limit_seconds) { beat->beat->busy(limit_seconds); }
 void gft_beat_idle(gft_beat *beat) { beat->beat->idle(); }

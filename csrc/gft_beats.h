@@ -21,7 +21,9 @@ gft_status gft_beat_open(const char *path, uint32_t ranks, uint32_t rank, double
 /* Marks the slot as left on purpose. */
 void gft_beat_free(gft_beat *beat);
 /* A few stores each, never an error; without effect in a forked child and once another process has the slot. */
-void gft_beat_begin(gft_beat *beat, uint32_t kind); /* a step of class `kind` (0 to 23) starts on this thread */
+/* A step of class `kind` (0 to 23) starts on this thread. `step`: its number among all ranks, growing; 0: one more than the last.
+ * Ranks that are replaced one by one need it: who has begun fewer than another says whom a collective waits for. */
+void gft_beat_begin(gft_beat *beat, uint32_t kind, uint64_t step);
 void gft_beat_end(gft_beat *beat);
 void gft_beat_busy(gft_beat *beat, double limit_seconds); /* other work that may take so long */
 void gft_beat_idle(gft_beat *beat);

@@ -141,11 +141,14 @@ bool Beat::ours() const noexcept {
 
 uint64_t Beat::steps() const noexcept { return slot_.step.load(std::memory_order_relaxed); }
 
-void Beat::begin(uint32_t kind) noexcept {
+void Beat::begin(uint32_t kind, uint64_t step) noexcept {
   if (!ours()) return;
   slot_.kind.store(kind < kClasses ? kind : kClasses - 1, std::memory_order_relaxed);
   slot_.began_ns.store(now_ns(), std::memory_order_relaxed);
-  slot_.step.fetch_add(1, std::memory_order_relaxed);
+  if (step)
+    slot_.step.store(step, std::memory_order_relaxed);
+  else
+    slot_.step.fetch_add(1, std::memory_order_relaxed);
   slot_.phase.store(static_cast<uint32_t>(Phase::kStep), std::memory_order_release);
 }
 

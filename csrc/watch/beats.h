@@ -57,7 +57,9 @@ class Beat {
   Beat(const Beat &) = delete;
   Beat &operator=(const Beat &) = delete;
 
-  void begin(uint32_t kind) noexcept;   // a step of this class starts on the calling thread
+  // A step of this class starts on the calling thread. `step`: its number among all ranks, growing; 0: one more than the last. Ranks
+  // that are replaced one by one need the number: who has begun fewer than another says whom a collective waits for.
+  void begin(uint32_t kind, uint64_t step = 0) noexcept;
   void end() noexcept;                  // ... and is over: learnt, idle again
   void busy(double limit_seconds) noexcept;  // other work that may take so long: compiling, loading, capturing
   void idle() noexcept;                 // that is over

@@ -18,8 +18,11 @@ class Beat:
         """Makes the file if it is not there. Starts one native thread that shows every `tick` seconds that the process runs.
 
         Errors: "io", "no_space", "damaged" (no heartbeat file of ours), "mismatch" (too few slots), "invalid"."""
-    def begin(self, kind: int) -> None:
-        """A step of class `kind` (0 to 23; similar work in each) starts on this thread. A few stores."""
+    def begin(self, kind: int, step: int = 0) -> None:
+        """A step of class `kind` (0 to 23; similar work in each) starts on this thread. A few stores.
+
+        `step` is its number among all ranks, growing; 0: one more than the last. Ranks that are replaced one by one need it: who has begun fewer
+        than another says whom a collective waits for."""
     def end(self) -> None:
         """It is over; how long it took becomes history of its class."""
     def busy(self, limit: float) -> None:

@@ -35,7 +35,9 @@ def _kv(drill: Drill, blocks: list[int]) -> dict[int, bytes]:
     return {head: digest for told in found.values() for head, digest in told.kv.items()}
 
 
-@pytest.mark.parametrize("lost", [pytest.param(0, marks=pytest.mark.long), 1, 3])
+@pytest.mark.parametrize(
+    "lost", [pytest.param(0, marks=pytest.mark.long), 1, pytest.param(3, marks=pytest.mark.long)]
+)
 def test_four_ranks_become_three_and_four_again_with_equal_tokens_and_equal_kv(
     folder: Path, lost: int
 ) -> None:

@@ -61,7 +61,8 @@ def schedule(random_: random.Random, shards: int) -> list[Fault]:
 
 
 def judge(report: Report, wanted: list[list[int]], faults: list[Fault]) -> None:
-    where = f"seed {SEED}, {faults}"
+    told = [f"shard {e.shard}: {e.reason}" for e in report.deaths]
+    where = f"seed {SEED}, {faults}, deaths {told}"
     assert report.longest_step_s < DEADLINE_S + 20, where
     if report.failed:
         # All members lost within one recovery, or attempts used up: nothing else may end a run.
@@ -112,10 +113,10 @@ def series(folder: Path, model: Path, shape: str, runs: int) -> tuple[int, int]:
 
 
 @pytest.mark.timeout(400)
-def test_twenty_random_schedules_end_with_equal_tokens_or_a_clean_end(folder: Path) -> None:
-    _, failed = series(folder, tiny_llama(), "pair", 12)
-    _, others = series(folder, tiny_llama(), "square", 8)
-    assert failed + others <= 4
+def test_twelve_random_schedules_end_with_equal_tokens_or_a_clean_end(folder: Path) -> None:
+    _, failed = series(folder, tiny_llama(), "pair", 8)
+    _, others = series(folder, tiny_llama(), "square", 4)
+    assert failed + others <= 3
 
 
 @pytest.mark.long

@@ -145,6 +145,23 @@ def test_who_holds_up_a_collective_is_named(path: Path, writers: Any) -> None:
     assert record.facts["laggards"] == "1"
 
 
+def test_a_replaced_rank_is_not_named_for_the_one_that_holds_up_a_collective(
+    path: Path, writers: Any
+) -> None:
+    first, second, third = writers(3)
+    for writer in (first, second, third):
+        writer.do("steps(200)")
+    third.end()
+    fresh = Writer(path, 2, 3)
+    try:
+        watch = Watch(path, 3)
+        for writer in (first, fresh):
+            writer.start("beat.begin(3, 201); time.sleep(3600)")  # the second never comes
+        assert watch.hear("hang").facts["laggards"] == "1"
+    finally:
+        fresh.end()
+
+
 def test_a_killed_process_is_gone_and_one_that_left_is_not(path: Path, writers: Any) -> None:
     first, second = writers(2)
     watch = Watch(path, 2)

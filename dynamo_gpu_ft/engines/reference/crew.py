@@ -25,6 +25,8 @@ from dynamo_gpu_ft.recovery import processes
 
 #: A nursery that dies at once is not started more often than this.
 NURSERY_EVERY_S = 1.0
+#: How long a rank that does not come out of a step may be one that waits for another, which was lost meanwhile.
+SUSPECT_S = 1.0
 
 
 class Process:
@@ -120,6 +122,8 @@ class Crew:
         self._queue: Any = None
         self._watch: Any = None
         self._over = False
+        self._suspects: dict[int, tuple[Process, str, float]] = {}
+        self._lost_at = -SUSPECT_S
         self._judge: Callable[[], None] = lambda: None
         self._calls = -1
         self._watch_steps()
@@ -177,6 +181,7 @@ class Crew:
             process.end(1.0)
         for record in self._queue.take() if self._queue is not None else ():
             self._note(record)
+        self._judge_suspects()
 
     def _mind_nursery(self) -> None:
         """One that died is replaced, and so is one that is stopped while a rank is waited for; the ranks that it made live on."""
@@ -198,17 +203,41 @@ class Crew:
 
     def _note(self, record: Any) -> None:
         """What the watch of the heartbeats says: who holds a collective up is hung, not those that wait for it."""
-        if record.source != "heartbeat" or record.what != "hang":
+        if record.source != "heartbeat" or record.what not in ("hang", "fine"):
             return
         reading = heartbeat.reading_of(record)
-        late = [int(s) for s in record.facts.get("laggards", "").replace(" ", "").split(",") if s]
         own = [reading.shard] if reading.shard is not None else []
-        stopped = record.facts.get("cause") in ("stopped", "silent")
-        for shard in own if stopped or not late else late:
+        if record.what == "fine":
+            for shard in own:
+                self._suspects.pop(shard, None)
+            return
+        late = [int(s) for s in record.facts.get("laggards", "").replace(" ", "").split(",") if s]
+        in_step = record.facts.get("cause") == "step"
+        for shard in late if in_step and late else own:
             process = self.fresh.get(shard) or self.members.get(shard)
-            # A record may be about the process that had the shard before.
-            if process is not None and (not own or shard != own[0] or process.pid == record.pid):
+            # A record may be about the process that had the shard before, or about a collective that it took part in.
+            if process is None or reading.at <= process.since:
+                continue
+            if in_step and not late:
+                self._suspects[shard] = (process, reading.text, time.monotonic())
+            else:
                 process.lost(reading.text)
+
+    def _judge_suspects(self) -> None:
+        """Ranks that do not come out of a step which all have begun: one hangs in it, the others wait for that one. Who is stopped or lost is
+        to blame first; behind that, whoever only waited comes back, and is fine again, within a moment."""
+        now = time.monotonic()
+        if any(process.why for process in self.members.values()):
+            self._lost_at = now
+        for shard, (process, text, since) in list(self._suspects.items()):
+            others = [p for p in self.members.values() if p is not process]
+            blamed = now - self._lost_at < SUSPECT_S or any(p.stopped for p in others)
+            if process is not self.members.get(shard):
+                del self._suspects[shard]
+            elif not blamed or now - since > SUSPECT_S:
+                del self._suspects[shard]
+                process.lost(text)
+                self._lost_at = now
 
     def collect(
         self,

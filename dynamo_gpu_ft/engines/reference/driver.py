@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -175,6 +176,7 @@ class Engine:
             for request, first in answer.gaps.items():
                 gaps[request] = min(first, gaps.get(request, first))
         over = {request.id: request for request in self.scheduler.apply(plan, drawn, gaps)}
+        self.crew.wake_standbys()  # behind the first token after a recovery, with which they would compete
         return [
             Output(name, token, over[name].finished if name in over else "")
             for name, token in drawn.items()
@@ -231,9 +233,9 @@ class Engine:
             self.devices.condemn(place, why)
             shards = self.devices.shards_on(place)
         for each in shards:
-            for processes_ in (self.crew.members, self.crew.fresh):
-                if each in processes_:
-                    processes_[each].lost(why)
+            for held in (self.crew.members, self.crew.fresh):
+                if each in held:
+                    held[each].lost(why)
 
     def returned(self, shard: int) -> list[Output]:
         """The device of a condemned shard can be used again: a degraded engine fills its place now. Blocks as `recover` does."""
@@ -325,7 +327,7 @@ class Engine:
             self.crew.close()
         processes.end_all(self._tag, deadline_s=5.0)
         for left in Path(self.config.arena_dir).glob(f"*{self._tag}-*.rendezvous"):
-            left.unlink(missing_ok=True)
+            shutil.rmtree(left, ignore_errors=True)
 
     def __enter__(self) -> Engine:
         return self

@@ -50,6 +50,7 @@ class ReferenceGroup:
         self._owed: dict[
             int, set[int]
         ] = {}  # heads that survivors took over and have not restored yet
+        self._recutting = False  # an attempt began to, and nobody knows how far it came
         self.song: say.Sang | None = None
         self._fences = 0
 
@@ -91,11 +92,10 @@ class ReferenceGroup:
         cuts = self._cuts(plan.ranks)
         replacements = self._replacements(plan)
         self._crew.fresh = dict(replacements)
-        if cuts != self.split:
-            self._recut(
-                cuts, deadline
-            )  # first: a survivor lets go of the heads that a replacement takes
-        self._load(replacements, cuts, deadline)
+        recut = cuts != self.split or self._recutting
+        if recut:
+            self._recut(cuts, deadline)
+        self._load(replacements, cuts, deadline, recut=recut)
         self._note("loaded")
         everyone = {**self._crew.members, **replacements}
         self._join(everyone, replacements, epoch, cuts, deadline)
@@ -125,7 +125,6 @@ class ReferenceGroup:
     def commit(self, membership: Membership, deadline: Deadline) -> None:
         self.epoch = membership.epoch
         self._arrived.clear()
-        self._crew.wake_standbys()
         self._crew.look()
         if lost := {s: p.why for s, p in self._crew.members.items() if p.why}:
             raise MembersLost(lost)
@@ -240,7 +239,15 @@ class ReferenceGroup:
                     ) from error
         return found
 
-    def _load(self, fresh: Mapping[int, Process], cuts: split.Split, deadline: Deadline) -> None:
+    def _load(
+        self,
+        fresh: Mapping[int, Process],
+        cuts: split.Split,
+        deadline: Deadline,
+        *,
+        recut: bool = False,
+    ) -> None:
+        """With `recut`, survivors are at their own part of it at the same time."""
         if homeless := set(fresh) - set(self._devices.house(fresh)):
             raise StandbyLost(f"no device for {sorted(homeless)}: {self._devices.condemned}")
         for shard, process in fresh.items():
@@ -253,12 +260,13 @@ class ReferenceGroup:
                     deadline_s=deadline.left_s,
                 )
             )  # fmt: skip
+        survivors = self._was_recut(cuts, deadline) if recut else {}
         told = self._asking.answers(fresh, say.Loaded, deadline, fresh)
         for shard, loaded in told.items():
             if cuts == self._whole:
                 self.manifest.setdefault(shard, loaded.digests)
             self._has(shard, loaded)
-        self._copied(told.values())
+        self._copied([*told.values(), *survivors.values()])
         self.facts["loads"] = {
             shard: (x.source, x.read, x.needed, x.refused) for shard, x in told.items()
         }
@@ -266,6 +274,9 @@ class ReferenceGroup:
     def _recut(self, cuts: split.Split, deadline: Deadline) -> None:
         """Survivors take their new parts. What KV each has to restore is owed until it was, whatever becomes of this attempt."""
         survivors = self._crew.members
+        if self._recutting:  # what a survivor held before may be gone with the former attempt
+            self._owed = {shard: set(range(*cuts.cut(shard).heads)) for shard in survivors}
+        self._recutting = True
         for (
             shard,
             process,
@@ -277,8 +288,9 @@ class ReferenceGroup:
             process.send(
                 say.Recut(cut=cuts.cut(shard), expected=expected, deadline_s=deadline.left_s)
             )
-        told = self._asking.answers(survivors, say.Loaded, deadline, {})
-        self._copied(told.values())
+
+    def _was_recut(self, cuts: split.Split, deadline: Deadline) -> dict[int, say.Loaded]:
+        told = self._asking.answers(self._crew.members, say.Loaded, deadline, {})
         for shard, loaded in told.items():
             self._has(shard, loaded)
             held, wanted = self.split.cut(shard).heads, cuts.cut(shard).heads
@@ -286,7 +298,8 @@ class ReferenceGroup:
             self._owed[shard] = {
                 h for h in range(*wanted) if h in old or not held[0] <= h < held[1]
             }
-        self.split = cuts
+        self.split, self._recutting = cuts, False
+        return told
 
     def _join(
         self,

@@ -19,7 +19,6 @@ from dynamo_gpu_ft.engines.reference.messages import Prefix, Restored
 from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.engines.reference.shape import Shape
 from dynamo_gpu_ft.engines.reference.split import Cut, Range
-from dynamo_gpu_ft.errors import ArenaError
 from dynamo_gpu_ft.kv import arena, layout, namespace
 from dynamo_gpu_ft.kv.base import Tier
 from dynamo_gpu_ft.kv.blocks import Run
@@ -28,8 +27,6 @@ from dynamo_gpu_ft.kv.snapshot import SnapshotQueue
 
 #: How long stores under way may take when a head gets another cache; what is not sealed then is stored again later.
 _DRAIN_S = 0.5
-#: How long the lock of a head may take to come free before it is taken.
-_HANDOVER_S = 0.1
 
 
 def make_cache(
@@ -116,21 +113,11 @@ class Snapshots:
         return queue, tier
 
     def _writer(self, opened: Any, head: int, record: bytes) -> Any:
-        """The head's writer. A rank that let go of it is "busy" for as long as it lives if a copy was under way then. After a moment it is
-        taken over, which is safe whatever that rank still does (`attach_writer` promises it): it seals nothing more, and nobody gets the
-        slot that it copies into."""
-        give_up = time.monotonic() + _HANDOVER_S
-        while True:
-            late = time.monotonic() > give_up
-            try:
-                return arena.attach_writer(
-                    opened, shard=head, engine_id=self._engine_id, record=record,
-                    takeover=late or self._config.takeover,
-                )  # fmt: skip
-            except ArenaError as error:
-                if error.rule != "busy" or late:
-                    raise
-            time.sleep(0.002)
+        """The head's writer, taken over from whoever of this engine start had it. A rank that let go of it may be in a copy still, which is
+        safe whatever it does (`attach_writer` promises it): it seals nothing more, and nobody gets the slot that it copies into."""
+        return arena.attach_writer(
+            opened, shard=head, engine_id=self._engine_id, record=record, takeover=True
+        )
 
     def forget(self, requests: Sequence[str]) -> None:
         """Before a step: blocks of these requests are about to be reused."""

@@ -123,7 +123,8 @@ class Rank:
             kept.forget(order.gone)
         drawn: dict[str, int] = {}
         if self._beat is not None:
-            self._beat.begin(heartbeat.step_class(sum(len(p.tokens) for p in order.pieces)))
+            tokens = sum(len(p.tokens) for p in order.pieces)
+            self._beat.begin(heartbeat.step_class(tokens), order.number)
         try:
             for rows in pack(order.pieces, self._options.tile, self._options.block):
                 drawn |= self._tile(rows)

@@ -74,7 +74,8 @@ class Comm(Protocol):
         Returns at once, usually before they have raised. Peers notice too (`CommError`), sooner or later. Can be repeated; never raises."""
 
     def abort(self) -> None:
-        """`revoke`, and gives back what the communicator holds. The thread that was in it must have come out. Never raises."""
+        """`revoke`, and gives back what the communicator holds, some of it a moment later. The thread that was in it must have come out.
+        Never raises."""
 
 
 def never() -> bool:

@@ -24,7 +24,8 @@ caller leaves it there, with the threads and the memory of that group, and goes 
 
 
 class GroupComm:
-    """`group` has c10d's methods; `let_go` ends it once nobody is inside a call, `free` frees calls beside what `connections` do."""
+    """`group` has c10d's methods, made over `store`; `let_go` ends it once nobody is inside a call: it gets the only reference, in a list.
+    `free` frees calls beside what `connections` do."""
 
     def __init__(
         self,
@@ -32,10 +33,12 @@ class GroupComm:
         group: Any,
         connections: Connections,
         timeout_s: float,
-        let_go: Callable[[Any], None],
+        let_go: Callable[[list[Any]], None],
         free: Callable[[Any], None] = lambda group: None,
+        *,
+        store: Any = None,
     ) -> None:
-        self.seat, self._group, self._connections = seat, group, connections
+        self.seat, self._group, self._connections, self._store = seat, group, connections, store
         self._timeout = datetime.timedelta(seconds=timeout_s)
         self._let_go, self._free = let_go, free
         self._broken: CommError | None = None
@@ -92,14 +95,14 @@ class GroupComm:
 
     def abort(self) -> None:
         self.revoke()
-        group, self._group = self._group, None
-        if group is None:
+        held, self._group = [self._group], None
+        if held[0] is None:
             return
         if self._stuck:
             # Its end would wait for the thread inside the call: leave both to that call's own timeout.
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(held[0]))
         with contextlib.suppress(Exception):
-            self._let_go(group)
+            self._let_go(held)
 
     def _wait(self, work: Any) -> None:
         """Waits for a collective, which a thread of the group carries out."""

@@ -9,12 +9,14 @@ import contextlib
 import datetime
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dynamo_gpu_ft.recovery.comm.base import CommError, CommRevoked, CommTimeout, Seat, never
+from dynamo_gpu_ft.recovery.comm.folder import folder_store
 from dynamo_gpu_ft.recovery.group.base import Deadline
 
 POLL_S = 0.001
@@ -32,7 +34,7 @@ class Rendezvous:
         self.url, self.engine, self._kind, self._place = url, engine, kind, place
 
     def store(self, seat: Seat, deadline: Deadline) -> Any:
-        """The torch store of one communicator of one epoch. Imports torch."""
+        """The torch store of one communicator of one epoch, to be kept for as long as that is in use. Imports torch."""
         import torch.distributed as dist
 
         name = f"{self.engine}-{seat.name}-{seat.epoch}"
@@ -40,16 +42,17 @@ class Rendezvous:
             raise ValueError(f"no name of a communicator: {name!r}")
         left = datetime.timedelta(seconds=max(0.001, deadline.left_s))
         if self._kind == "file":
-            # One file for each epoch: what a killed rank half wrote into one cannot hurt the next.
-            store = dist.FileStore(str(Path(self._place, f"{name}.rendezvous")), -1)
-        else:
-            host, _, port = self._place.rpartition(":")
-            store = dist.TCPStore(host, int(port), None, False, left, wait_for_workers=False)
+            # One folder for each epoch: what a killed rank left in one cannot hurt the next.
+            store = folder_store(Path(self._place, f"{name}.rendezvous"))
+            store.set_timeout(left)
+            return store
+        host, _, port = self._place.rpartition(":")
+        store = dist.TCPStore(host, int(port), None, False, left, wait_for_workers=False)
         store.set_timeout(left)
         return dist.PrefixStore(name, store)
 
     def forget_before(self, seat: Seat) -> None:
-        """Removes the files of this communicator's older epochs. Never raises; on `tcp` the server forgets when it ends."""
+        """Removes the folders of this communicator's older epochs. Never raises; on `tcp` the server forgets when it ends."""
         if self._kind != "file":
             return
         pattern = re.compile(re.escape(f"{self.engine}-{seat.name}-") + r"(\d+)\.rendezvous")
@@ -57,8 +60,7 @@ class Rendezvous:
             for entry in os.scandir(self._place):
                 found = pattern.fullmatch(entry.name)
                 if found and int(found[1]) < seat.epoch:
-                    with contextlib.suppress(OSError):
-                        os.unlink(entry.path)
+                    shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def take(store: Any, seat: Seat, note: str = "") -> None:

@@ -61,7 +61,7 @@ class TorchGroupBackend(Rebuilds):
         if seat.rank == 0:
             self._rendezvous.forget_before(seat)
         free = _abort_nccl if self._backend == "nccl" else _nothing
-        return GroupComm(seat, group, connections, self._timeout_s, _destroy, free)
+        return GroupComm(seat, group, connections, self._timeout_s, _destroy, free, store=store)
 
 
 def _gloo_of(group: Any) -> Any:
@@ -80,7 +80,7 @@ def _nothing(group: Any) -> None:
     """gloo's abort has no effect on a call that is stuck."""
 
 
-def _destroy(group: Any) -> None:
+def _destroy(held: list[Any]) -> None:
     import torch.distributed as dist
 
-    dist.destroy_process_group(group)
+    dist.destroy_process_group(held.pop())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import shutil
 import struct
 import time
 from collections import Counter
@@ -300,7 +301,7 @@ class ExpertEngine:
             self.crew.close()
         processes.end_all(self._tag, deadline_s=5.0)
         for left in Path(self.config.arena_dir).glob(f"*{self._tag}-*.rendezvous"):
-            left.unlink(missing_ok=True)
+            shutil.rmtree(left, ignore_errors=True)
 
     def __enter__(self) -> ExpertEngine:
         return self

@@ -87,7 +87,8 @@ class ExpertRank(rank.Rank):
         here, drawn = self._here, dict[str, int]()
         here.stage.begin()
         if self._beat is not None:
-            self._beat.begin(heartbeat.step_class(order.rounds * self._options.tile))
+            tokens = order.rounds * self._options.tile
+            self._beat.begin(heartbeat.step_class(tokens), order.number)
         try:
             tiles = pack(order.pieces, self._options.tile, self._options.block)
             for number in range(order.rounds):
