@@ -136,7 +136,7 @@ def test_with_one_copy_the_router_is_masked_until_experts_are_refilled(
     faults = [Fault("kill", point, shard, step=3, times=2)]
     if point in ("refill", "commit"):
         # Whoever brings the lost experts dies of it too; then there is no room for all of them, and the rest stays masked.
-        others = {0, 3} if shard == 1 else {0, 1}
+        others = {0, 3}  # of those left they have slots to spare, and the least to do
         faults = [Fault("kill", point, each, step=3) for each in others]
         faults.append(Fault("kill", "dispatch", shard, step=3, times=2))
     report = refill.run(9, faults)
