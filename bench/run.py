@@ -39,6 +39,8 @@ QUESTIONS = {
     "rank_recovery_reference": "SIGKILL of a rank to the next token: standby, respawn, whole restart of the reference engine",
     "experts_failover": "SIGKILL of an expert-parallel rank to the next token: with copies, refilled, and by a whole restart",
     "degrade": "what four ranks of the reference engine still give as three, and the pause on the way there and back",
+    "experts_plan": "balance, survival, bytes moved and time of plans of redundant experts, beside EPLB and vLLM's balancer",
+    "experts_repair": "balance, bytes and time of giving a lost rank's experts to the others, beside what engines do today",
     "watch_latency": "how soon a GPU fault is heard: by C++, by asyncio, by the poll, when a call is stuck",
     "watch_idle": "what watching 8 GPUs costs while nothing happens",
     "hang": "how soon a hang is noticed: stopped, endless and missing ranks, and a real frozen engine",

@@ -40,15 +40,12 @@ class Filling {
     int64_t least = 0;
     for (uint32_t g = 0; g < groups(); ++g) {
       if (rooms_[g] == 0) continue;
-      choose(g);
       int64_t peak = 0;
-      for (uint32_t rank : chosen_) peak = std::max(peak, layer_.load[rank]);
+      for (uint32_t rank : choose(g)) peak = std::max(peak, layer_.load[rank]);
       if (best == kNone || peak < least) best = g, least = peak;
     }
     if (best == kNone) no_room(layer_);
-    choose(best);
-    auto ranks = chosen_;
-    for (uint32_t rank : ranks) put(expert, rank);
+    for (uint32_t rank : choose(best)) put(expert, rank);
   }
 
   // One copy more, unless every rank that has room holds one or is needed whole by `waiting` experts still to come.
@@ -74,6 +71,7 @@ class Filling {
   uint64_t spare(uint32_t rank) {
     uint32_t group = layer_.sets.group_of[rank];
     if (group == kNone) return whole_;
+    if (layer_.sets.members[group].size() == layer_.sets.copies) return whole_ - (layer_.free[rank] == rooms_[group]);
     --layer_.free[rank];
     uint64_t after = whole_ - rooms_[group] + room_of(group);
     ++layer_.free[rank];
@@ -81,13 +79,14 @@ class Filling {
   }
 
   // The members with most room, so that no room is lost; of equals those with least to do.
-  void choose(uint32_t group) {
+  const std::vector<uint32_t> &choose(uint32_t group) {
+    if (layer_.sets.members[group].size() == layer_.sets.copies) return layer_.sets.members[group];
     chosen_ = layer_.sets.members[group];
-    if (chosen_.size() == layer_.sets.copies) return;
     std::stable_sort(chosen_.begin(), chosen_.end(), [&](uint32_t a, uint32_t b) {
       return layer_.free[a] != layer_.free[b] ? layer_.free[a] > layer_.free[b] : layer_.load[a] < layer_.load[b];
     });
     chosen_.resize(layer_.sets.copies);
+    return chosen_;
   }
 
   void put(uint32_t expert, uint32_t rank) {

@@ -62,7 +62,7 @@ class Search {
     for (uint32_t other : others) {
       uint32_t rank = layer_.rank(other);
       if (rank == busy_) here += more;
-      else if (rank != there) peak = std::max(peak, layer_.load[rank] + more - (layer_.on(hot, rank) ? less : 0));
+      else if (rank != there) peak = std::max(peak, layer_.load[rank] + more - (hot_on_[rank] ? less : 0));
     }
     return std::max(here, peak);
   }
@@ -81,8 +81,10 @@ class Search {
       if (layer_.table[here] == kEmpty) continue;
       auto hot = static_cast<uint32_t>(layer_.table[here]);
       if ((layer_.share(hot) - layer_.share(hot, layer_.copies(hot) + 1)) <= best_.gain) continue;
+      hot_on_.assign(layer_.ranks, 0);
+      for (uint32_t slot : layer_.at[hot]) hot_on_[layer_.rank(slot)] = 1;
       for (uint32_t slot : spare)
-        if (layer_.table[slot] != static_cast<int32_t>(hot) && !layer_.on(hot, layer_.rank(slot)))
+        if (!hot_on_[layer_.rank(slot)])
           offer(after_replacing(hot, slot), 1, layer_.table[slot] == kEmpty ? std::vector<uint32_t>{} : std::vector{slot},
                 {{hot, slot}});
     }
@@ -167,6 +169,7 @@ class Search {
   uint32_t busy_;
   int64_t top_;
   std::vector<uint32_t> idle_;
+  std::vector<uint8_t> hot_on_;  // of each rank: whether it has a copy of the expert that `replacements` looks at
   Change best_;
 };
 

@@ -11,7 +11,7 @@
 namespace gft::place {
 namespace {
 
-constexpr int64_t kGood = 200;         // a layer is left alone when its busiest rank has at most 1/200 more than the mean
+constexpr int64_t kGood = 100;         // a layer is left alone when its busiest rank has at most 1/100 more than the mean
 constexpr int64_t kWorthwhile = 1000;  // and a change has to gain 1/1000 of the mean per slot, when slots hold something already
 constexpr uint32_t kPolish = 64;       // changes of a fresh layer
 

@@ -117,7 +117,8 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
                 (*sizes, len(self.table)),
                 "sizes above 0 and 4 x layers x ranks x slots bytes",
             )
-        worst = max(self._cells()), min(self._cells())
+        cells = self._cells()
+        worst = max(cells), min(cells)
         if worst[0] >= self.experts or worst[1] < EMPTY:
             raise _wrong(
                 "a placement that names an expert",

@@ -9,6 +9,8 @@ import struct
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, compress
+from operator import ne
 from typing import Any
 
 from dynamo_gpu_ft import native
@@ -206,7 +208,7 @@ def _problem(
         )
     if not any(mask) or aim.losses < 0:
         raise PlacementError("nobody is left", value=(sum(mask), aim), rule="a live rank")
-    flat = [load for row in rows for load in row]
+    flat = list(chain.from_iterable(rows))
     try:
         packed = struct.pack(f"<{len(flat)}q", *flat)
     except struct.error as error:
@@ -260,14 +262,15 @@ def _moves(
     moves = []
     for layer in range(new.layers):
         before, after = old.row(layer), new.row(layer)
-        changed = [s for s, e in enumerate(after) if e != EMPTY and before[s] != e]
+        differ = compress(range(new.width), map(ne, before, after))
+        changed = [slot for slot in differ if after[slot] != EMPTY]
         if not changed:
             continue
         wanted = {after[slot] for slot in changed}
         held: dict[int, list[int]] = {expert: [] for expert in wanted}
-        for slot, expert in enumerate(before):
-            if expert in wanted and problem.alive[slot // new.slots]:
-                held[expert].append(slot)
+        for slot in compress(range(new.width), map(wanted.__contains__, before)):
+            if problem.alive[slot // new.slots]:
+                held[before[slot]].append(slot)
         for slot in changed:
             node = nodes[slot // new.slots]
             source = min(
