@@ -8,17 +8,27 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dynamo_gpu_ft.health.incidents import Incident, Unusable
+from dynamo_gpu_ft.health.readings import Source
 from dynamo_gpu_ft.topology import Device
+
+#: What incidents of steps that do not end are called, and those of processes that have.
+HANG, GONE = "hang", "gone"
+
+#: Sources that are the engine's own ranks.
+RANKS = frozenset((Source.ENGINE, Source.HEARTBEAT))
 
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
     """The running engine must end. `fence`: devices that the next one must not use. `shards`: when these ranks alone are
-    affected, and whatever holds them can be replaced without the others."""
+    affected, and whatever holds them can be replaced without the others. `echo`: a rank's process is
+    gone, or nobody but ranks whose communicator broke tells of it, which is how a peer's death looks to them: the engine may know better. `stuck`: `shards` are late with a step, perhaps because another rank is."""
 
     reason: str
     fence: tuple[Device, ...] = ()
     shards: tuple[int, ...] = ()
+    echo: bool = False
+    stuck: bool = False
 
 
 @dataclass
@@ -51,4 +61,12 @@ class Verdicts:
         of = f" (shard {shards})" if shards else ""
         alone = incident.verdict.unusable in (Unusable.CONTEXT, Unusable.GPU)
         reason = f"{incident.name} on {where}{of}: {incident.verdict.reason}"
-        return Sentence(reason, fence, tuple(incident.shards) if alone else ())
+        told_by = {each.first.source for each in incident.evidence}
+        broken = incident.verdict.unusable is Unusable.LINK and bool(told_by) and told_by <= RANKS
+        return Sentence(
+            reason,
+            fence,
+            tuple(incident.shards) if alone else (),
+            echo=broken or incident.name == GONE,
+            stuck=incident.name == HANG,
+        )

@@ -18,12 +18,13 @@ import torch
 
 from dynamo_gpu_ft.config import Config
 from dynamo_gpu_ft.engines.vllm.inplace import epochs, weights
+from dynamo_gpu_ft.engines.vllm.inplace import front as front_module
 from dynamo_gpu_ft.engines.vllm.inplace.front import GroupFront
 from dynamo_gpu_ft.engines.vllm.inplace.link import Armed, Told
 from dynamo_gpu_ft.engines.vllm.inplace.standby import Standbys
 from dynamo_gpu_ft.engines.vllm.inplace.weights import Scale, Weighed, differing
 from dynamo_gpu_ft.errors import ConfigError
-from dynamo_gpu_ft.events import EventStream, Planned, StateChanged, encode
+from dynamo_gpu_ft.events import EventStream, GroupRecovered, Planned, StateChanged, encode
 from dynamo_gpu_ft.recovery.membership.base import Member, Membership
 from dynamo_gpu_ft.recovery.membership.memory import MemoryStore
 from dynamo_gpu_ft.recovery.processes import started_at
@@ -253,6 +254,42 @@ def test_the_end_of_an_engine_that_served_is_not_waited_for() -> None:
     front = GroupFront(EventStream())
     front._take(Armed({0: 10, 1: 11}))
     assert asyncio.run(asyncio.wait_for(front.why_over(), 0.5)) == ""
+
+
+RECOVERED = GroupRecovered(engine="e", epoch=4, kind="respawn", outcome="serving", duration_s=0.5)
+
+
+@pytest.mark.parametrize("recovered", ["never", "before", "after", "now"])
+def test_what_ranks_say_of_their_communicator_ends_the_engine_only_if_no_peer_has_died(
+    recovered: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The survivors of a dead peer see its connection close, before or after the death itself is told."""
+    monkeypatch.setattr(front_module, "PEER_S", 0.05)
+    front, ended = GroupFront(EventStream()), list[str]()
+    nudged: list[None] = []
+    front.nudge, front.give_up = (lambda: nudged.append(None)), ended.append
+    moved = StateChanged(engine="e", epoch=4, former="serving", happening="lost", state="suspect")
+
+    async def story() -> None:
+        front._take(Armed({0: 10, 1: 11}))
+        if recovered == "before":
+            front._take(Told(encode(RECOVERED)))
+        assert front.look_into("a peer closed its connection", front.give_up)
+        if recovered == "after":
+            front._take(Told(encode(RECOVERED)))
+        if recovered == "now":
+            front._take(Told(encode(moved)))
+        decided = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_later(0.06, decided.set_result, None)
+        await decided
+
+    asyncio.run(story())
+    assert nudged, "the engine is asked, so that it looks at its workers"
+    assert bool(ended) is (recovered == "never")
+
+
+def test_without_a_group_the_engine_answers_for_its_communicator() -> None:
+    assert not GroupFront(EventStream()).look_into("a peer closed its connection", print)
 
 
 # -- standbys that are where nobody may be ----------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import asyncio
 import json
 import struct
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -19,9 +19,10 @@ from vllm import SamplingParams
 from dynamo_gpu_ft.config import Config
 from dynamo_gpu_ft.engines.vllm.inplace import ghost, hang, http, states, support
 from dynamo_gpu_ft.engines.vllm.inplace.front import GroupFront, GroupStatus
-from dynamo_gpu_ft.engines.vllm.inplace.link import Armed, Told
+from dynamo_gpu_ft.engines.vllm.inplace.link import Armed, Condemn, Suspect, Told
 from dynamo_gpu_ft.engines.vllm.inplace.undo import chains, resumed, written_blocks
 from dynamo_gpu_ft.events import EventStream, RequestResumed, StateChanged, encode
+from dynamo_gpu_ft.recovery.verdicts import Sentence
 
 pytestmark = pytest.mark.engine
 
@@ -239,9 +240,20 @@ def test_nobody_is_replaced_when_nobody_would_be_left_or_nobody_listens() -> Non
     front = GroupFront(EventStream())
     health: Any = SimpleNamespace(choose=lambda ranks: (SimpleNamespace(missing=""), {}))
     front._take(Armed({0: 10, 1: 11}))
-    assert not front.replace((), "why", health, 2)
-    assert not front.replace((0, 1), "why", health, 2)
-    assert not front.replace((1,), "why", health, 2), "there is no line to the engine"
+    assert not front.replace(Sentence("why"), health, 2)
+    assert not front.replace(Sentence("why", shards=(0, 1)), health, 2)
+    assert not front.replace(Sentence("why", shards=(1,)), health, 2), "no line to the engine"
+
+
+def test_a_late_rank_is_asked_about_and_a_hurt_one_is_replaced() -> None:
+    front, sent = GroupFront(EventStream()), list[Any]()
+    health: Any = SimpleNamespace(choose=lambda ranks: (SimpleNamespace(missing=""), {"GPU": "2"}))
+    front._connection = cast("Any", SimpleNamespace(send=sent.append, close=lambda: None))
+    front._take(Armed({0: 10, 1: 11}))
+    assert front.replace(Sentence("hang", shards=(0,), stuck=True), health, 2)
+    assert front.replace(Sentence("both", shards=(0, 1)), health, 2)
+    assert front.replace(Sentence("xid 79", shards=(1,)), health, 2)
+    assert sent == [Suspect("hang"), Suspect("both"), Condemn({1: 11}, "xid 79", {"GPU": "2"})]
 
 
 def test_the_rank_that_is_stopped_silent_or_elsewhere_holds_the_others_up() -> None:
@@ -252,6 +264,11 @@ def test_the_rank_that_is_stopped_silent_or_elsewhere_holds_the_others_up() -> N
     assert "forward" in hang.guilty({0: waits, 1: busy})[1]
     assert hang.guilty({0: waits, 1: waits}) == {}, "nobody can tell"
     assert hang.guilty({0: busy, 1: busy}) == {}
+    idle = hang.Shown("S", "dequeue:/v/shm_broadcast.py:7 < busy_loop:/g/survivor.py:9 < main:...")
+    deep = hang.Shown("S", "all_reduce:... < _execute_worker_rpc:/v/m.py:1 < busy_loop:/g/s.py:9")
+    assert hang.over({0: idle, 1: idle})
+    assert not hang.over({0: idle, 1: deep})
+    assert not hang.over({0: idle, 1: hang.Shown("T", None)})
     assert hang.guilty({0: hang.Shown("R", None), 1: hang.Shown("R", None)}) == {}
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from msgspec import structs
 
-from dynamo_gpu_ft.health.incidents import Action, Incident, Unusable, Verdict
+from dynamo_gpu_ft.health.incidents import Action, Evidence, Incident, Unusable, Verdict
+from dynamo_gpu_ft.health.readings import Reading, Source, State
 from dynamo_gpu_ft.recovery.devices import Choice, Fence, choose, named_by, names_in
 from dynamo_gpu_ft.recovery.verdicts import Sentence, Verdicts
 from dynamo_gpu_ft.topology import Device
@@ -105,3 +107,43 @@ def test_names_of_devices_are_read_as_people_write_them() -> None:
     assert named_by("7") == Device(index=7)
     assert named_by("0000:3B:00.0") == Device(bdf="0000:3b:00")
     assert named_by("GPU-5f") == Device(uuid="GPU-5f")
+
+
+def told_by(*sources: Source) -> tuple[Evidence, ...]:
+    seen = [Reading(source=source, probe="nccl", state=State.FAILED, at=1.0) for source in sources]
+    return tuple(Evidence(first=each, last=each) for each in seen)
+
+
+def test_a_broken_communicator_that_only_ranks_tell_of_may_be_the_echo_of_a_peers_death() -> None:
+    broken = incident(Unusable.LINK, devices=(), shards=(0, 1))
+    by_ranks = structs.replace(broken, evidence=told_by(Source.ENGINE, Source.HEARTBEAT))
+    sentence = Verdicts().weigh(by_ranks, started=0.0)
+    assert sentence is not None
+    assert sentence.echo
+    by_driver = structs.replace(broken, evidence=told_by(Source.ENGINE, Source.KERNEL_LOG))
+    sentence = Verdicts().weigh(by_driver, started=0.0)
+    assert sentence is not None
+    assert not sentence.echo, "a link's own fault is none"
+    assert not sentence.stuck
+    hurt = structs.replace(by_ranks, verdict=incident(Unusable.CONTEXT).verdict)
+    sentence = Verdicts().weigh(hurt, started=0.0)
+    assert sentence is not None
+    assert not sentence.echo
+
+
+def test_a_rank_that_is_late_may_be_waiting_for_another_one() -> None:
+    late = structs.replace(incident(Unusable.CONTEXT), name="hang", probe="step")
+    sentence = Verdicts().weigh(late, started=0.0)
+    assert sentence is not None
+    assert sentence.stuck
+    hurt = Verdicts().weigh(incident(Unusable.CONTEXT), started=0.0)
+    assert hurt is not None
+    assert not hurt.stuck
+    assert not hurt.echo
+
+
+def test_that_a_process_is_gone_its_engine_may_know_already() -> None:
+    gone = structs.replace(incident(Unusable.CONTEXT), name="gone", probe="step")
+    sentence = Verdicts().weigh(gone, started=0.0)
+    assert sentence is not None
+    assert sentence.echo

@@ -41,6 +41,7 @@ from dynamo_gpu_ft.events import (
 from dynamo_gpu_ft.recovery import processes
 from dynamo_gpu_ft.recovery.executor import run_step
 from dynamo_gpu_ft.recovery.plan import GiveUp, after_death
+from dynamo_gpu_ft.recovery.verdicts import Sentence
 
 _log = logging.getLogger("dynamo_gpu_ft.engines.vllm")
 
@@ -178,13 +179,15 @@ class ResilientCore:
             expect=lambda busy: self._health.expect(not busy and len(self._streams) > 0),
         )
 
-    def condemn(self, reason: str, shards: tuple[int, ...] = ()) -> None:
-        """A verdict on the engine that serves: `shards` of it are replaced in place where that is possible, else it is ended and
-        recovered from like a dead one. Nothing while none serves."""
+    def condemn(self, sentence: Sentence) -> None:
+        """A verdict on the engine that serves: its shards are replaced in place where that is possible, else it is ended and recovered
+        from like a dead one. Nothing while none serves."""
         if not self._serving.is_set() or self.failed is not None or self._closing:
             return
-        engine = self._engine
-        if not self._group.replace(shards, reason, self._health, self._launcher.ranks):
+        engine, reason = self._engine, sentence.reason
+        if sentence.echo and self._group.look_into(reason, engine.condemn):
+            return
+        if not self._group.replace(sentence, self._health, self._launcher.ranks):
             engine.condemn(reason)
             return
         self.look()

@@ -23,10 +23,13 @@ from dynamo_gpu_ft.health.watching import Watching
 from dynamo_gpu_ft.health.wire import Hello, Receiver
 from dynamo_gpu_ft.metrics import metrics
 from dynamo_gpu_ft.recovery.devices import Choice, Fence, choose, named_by
-from dynamo_gpu_ft.recovery.verdicts import Verdicts
+from dynamo_gpu_ft.recovery.verdicts import Sentence, Verdicts
 from dynamo_gpu_ft.topology import Device, Rank
 
 _log = logging.getLogger("dynamo_gpu_ft.engines.vllm")
+
+
+Condemn = Callable[[Sentence], None]
 
 
 @dataclass
@@ -50,7 +53,7 @@ class _Start:
 
 
 class FrontHealth:
-    """One per serving process. `condemn(reason, shards)` is called on the event loop when the running engine must end, or these
+    """One per serving process. `condemn(sentence)` is called on the event loop when the running engine must end, or these
     ranks of it alone."""
 
     def __init__(self, config: Config, listener: Callable[[Incident], None]) -> None:
@@ -64,7 +67,7 @@ class FrontHealth:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._early: list[Incident] = []
         self._hearing = threading.Lock()
-        self._condemn: Callable[[str, tuple[int, ...]], None] = lambda reason, shards: None
+        self._condemn: Condemn = lambda sentence: None
         self._watching: Watching | None = None
 
     def prepare(self, tag: str, ranks: int) -> None:
@@ -90,7 +93,7 @@ class FrontHealth:
                 error,
             )
 
-    def serve(self, condemn: Callable[[str, tuple[int, ...]], None]) -> None:
+    def serve(self, condemn: Condemn) -> None:
         """The prepared engine serves from now on; call on the event loop. A device that was fenced meanwhile ends it at once."""
         self._condemn = condemn
         if not self._config.health:
@@ -111,7 +114,8 @@ class FrontHealth:
         for rank in self._ranks.values():
             why = self._fence.against(rank.device) if rank.device.known else None
             if why is not None:
-                self._condemn(f"shard {rank.shard} is on a device that must not be used: {why}", ())
+                what = f"shard {rank.shard} is on a device that must not be used: {why}"
+                self._condemn(Sentence(what))
                 return
 
     def expect(self, work: bool) -> None:
@@ -206,6 +210,6 @@ class FrontHealth:
         for device in sentence.fence:
             self._fence.add(incident.id, device, f"{incident.name}: {incident.verdict.reason}")
         if self._config.health_act:
-            self._condemn(sentence.reason, sentence.shards)
+            self._condemn(sentence)
         else:
             _log.warning("not acted upon (health_act is off): %s", sentence.reason)

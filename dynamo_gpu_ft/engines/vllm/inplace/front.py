@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import multiprocessing
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection, Listener
 from typing import Any
@@ -35,11 +36,15 @@ from dynamo_gpu_ft.events import (
 )
 from dynamo_gpu_ft.metrics import metrics
 from dynamo_gpu_ft.recovery.group.plan import Kind
+from dynamo_gpu_ft.recovery.verdicts import Sentence
 
 _log = logging.getLogger("dynamo_gpu_ft.engines.vllm")
 
 #: How long an engine that has failed may take to close its line, after it has said why.
 LAST_WORDS_S = 2.0
+
+#: By then a peer's death has been noticed, if it was one.
+PEER_S = 5.0
 
 
 @dataclasses.dataclass
@@ -66,6 +71,7 @@ class GroupFront:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._early: list[Any] = []
         self._lock = threading.Lock()
+        self._recovered = float("-inf")  # when the last recovery was over, monotonic
         self._hung_up = threading.Event()  # the engine's end of the line is closed
         self.nudge: Callable[[], None] = lambda: None
         self.give_up: Callable[[str], None] = lambda reason: None
@@ -112,6 +118,21 @@ class GroupFront:
         if self.busy and give_up == self.give_up:
             give_up(reason)
 
+    def look_into(self, reason: str, give_up: Callable[[str], None]) -> bool:
+        """Ranks say that their communicator broke: a peer may have died, and its recovery is on its way then. If none was seen after
+        a while, the engine is given up. False when losses are not recovered in place."""
+        if not self.status.members:
+            return False
+
+        def decide() -> None:
+            lately = time.monotonic() - self._recovered < 2 * PEER_S
+            if not (self.busy or lately) and give_up == self.give_up:
+                give_up(reason)
+
+        self.nudge()
+        asyncio.get_running_loop().call_later(PEER_S, decide)
+        return True
+
     @property
     def busy(self) -> bool:
         return self.status.state not in ("none", "serving")
@@ -122,24 +143,21 @@ class GroupFront:
             await asyncio.to_thread(self._hung_up.wait, LAST_WORDS_S)
         return self.status.over
 
-    def replace(
-        self, shards: tuple[int, ...], reason: str, health: FrontHealth, ranks: int
-    ) -> bool:
-        """Has these shards of the engine replaced. False when that is not possible: nobody or no device would be left, or nobody
-        listens."""
-        members = self.status.members
+    def replace(self, sentence: Sentence, health: FrontHealth, ranks: int) -> bool:
+        """Has the shards of a verdict replaced. False when that is not possible: nobody or no device would be left, or nobody listens."""
+        members, shards = self.status.members, sentence.shards
         if not shards or not members:
             return False
-        if (
-            set(shards) == set(members) and len(members) > 1
-        ):  # a collective makes all of them look stuck
-            return self._send(Suspect(reason))
+        if len(members) > 1 and (sentence.stuck or set(shards) == set(members)):
+            # A collective makes all of them look stuck, and the one that waits may have been seen first: they are asked.
+            return self._send(Suspect(sentence.reason))
         if not set(shards) < set(members):
             return False
         choice, environment = health.choose(ranks)
         if choice.missing:
             return False
-        return self._send(Condemn({s: members[s] for s in shards}, reason, dict(environment)))
+        condemned = {shard: members[shard] for shard in shards}
+        return self._send(Condemn(condemned, sentence.reason, dict(environment)))
 
     def close(self) -> None:
         self._release()
@@ -204,6 +222,7 @@ class GroupFront:
             self.status.over = event.reason
         elif isinstance(event, GroupRecovered) and event.outcome == "serving":
             self.status.recoveries += 1
+            self._recovered = time.monotonic()
         elif isinstance(event, RequestResumed):
             event = RequestResumed(
                 time=event.time,

@@ -150,7 +150,8 @@ class WorkerGroup:
         self._link.send(Armed(pids, self.standbys(), self.epoch))
 
     def judge_hang(self, reason: str) -> bool:
-        """A step is overdue: condemns whoever holds it up; False if that cannot be told. Blocks for a moment; from any thread."""
+        """A step is overdue: condemns whoever holds it up; False if that cannot be told. Nobody does if it has ended by now. Blocks for
+        a moment; from any thread."""
         workers = {
             w.rank: (w.proc.pid, self._switchboard.line(w.proc.pid)) for w in self._executor.workers
         }
@@ -162,7 +163,7 @@ class WorkerGroup:
         _log.warning("%s; %s", reason, hang.describe(shown))
         for rank, why in found.items():
             self._condemned.setdefault(rank, (workers[rank][0], f"{reason}: {why}"))
-        return bool(found)
+        return bool(found) or hang.over(shown)
 
     def close(self) -> None:
         """Ends what is not a worker yet. Never raises. After `abandon` the line stays, for the recovery's end to be told; this

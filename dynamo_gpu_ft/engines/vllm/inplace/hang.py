@@ -26,6 +26,10 @@ WAITING = (
 )
 
 
+#: The kernel's letters of processes that will not answer.
+STOPPED = ("T", "t", "Z", "X", "")
+
+
 @dataclass(frozen=True, slots=True)
 class Shown:
     """`state`: the kernel's letter for the process ("T": stopped), "" when it is gone. `where`: its frames, innermost first;
@@ -35,13 +39,19 @@ class Shown:
     where: str | None
 
     @property
+    def idle(self) -> bool:
+        """Waits for orders, in no step."""
+        where = self.where or ""
+        return "busy_loop:" in where and "_execute_worker_rpc:" not in where
+
+    @property
     def waits(self) -> bool:
         return self.where is not None and any(word in self.where for word in WAITING)
 
 
 def guilty(shown: Mapping[int, Shown]) -> dict[int, str]:
     """Rank -> why it is the one; empty when that cannot be told, and then the group has to go as a whole."""
-    stopped = {r: "its process is stopped" for r, s in shown.items() if s.state in ("T", "t", "")}
+    stopped = {r: "its process is stopped" for r, s in shown.items() if s.state in STOPPED}
     if stopped:
         return stopped
     silent = {r: "its process does not answer" for r, s in shown.items() if s.where is None}
@@ -53,6 +63,11 @@ def guilty(shown: Mapping[int, Shown]) -> dict[int, str]:
         if not s.waits
     }
     return busy if 0 < len(busy) < len(shown) else {}
+
+
+def over(shown: Mapping[int, Shown]) -> bool:
+    """The step has ended after all: every rank waits for orders."""
+    return all(s.idle for s in shown.values())
 
 
 def look(workers: Mapping[int, tuple[int, Line | None]]) -> dict[int, Shown]:
@@ -67,6 +82,8 @@ def look(workers: Mapping[int, tuple[int, Line | None]]) -> dict[int, Shown]:
             for answer in line.answers():
                 if answer.kind == "where":
                     found[rank] = answer.detail
+        if all(_state_of(workers[rank][0]) in STOPPED for rank in asked.keys() - found.keys()):
+            break  # nobody else is waited for
         time.sleep(0.01)
     return {rank: Shown(_state_of(pid), found.get(rank)) for rank, (pid, _) in workers.items()}
 
