@@ -27,6 +27,7 @@ def run(
     *,
     program: Path = PROGRAM,
     llm: dict[str, Any] | None = None,
+    deadline_s: float = 500.0,
     **environment: str,
 ) -> dict[str, Any]:
     """What the scenarios saw, with the program's log as "said"."""
@@ -46,7 +47,12 @@ def run(
             start_new_session=True,
         )
     try:
-        answer, _ = child.communicate(timeout=500)
+        answer, _ = child.communicate(timeout=deadline_s)
+    except subprocess.TimeoutExpired:
+        told = (folder / "journal").read_text(errors="replace").splitlines()
+        raise AssertionError(
+            f"not done after {deadline_s:g} s; the journal ends:\n" + "\n".join(told[-12:])
+        ) from None
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
