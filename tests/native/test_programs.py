@@ -2,7 +2,7 @@
 reference, a life under hostile bytes, everything at once from many threads,
 lanes that change hands between dying processes, a disk log that is appended to, read, collected and followed at once,
 watchers of a simulated NVML while it loses GPUs, sticks and storms,
-a kernel log of damaged lines.
+a kernel log of damaged lines, placements of experts against brute force.
 
 They are built here with both digests; `make sanitize` (or GFT_SANITIZE=1) also runs them under ASan, UBSan and TSan.
 """
@@ -15,6 +15,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import test_placement_golden
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -46,6 +47,7 @@ def test_the_programs_pass_with_the_digest_of_this_machine() -> None:
     assert "disk: ok" in out
     assert "watch: ok" in out
     assert "kernel_log: ok" in out
+    assert f"digest {test_placement_golden.PROGRAM}" in out
 
 
 def test_the_programs_pass_without_xxhash_io_uring_and_codecs() -> None:
