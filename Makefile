@@ -51,7 +51,7 @@ endif
 PY := $(VENV)/bin/python
 CORE := $(wildcard csrc/*.* csrc/*/*.* setup.py)
 
-.PHONY: help env demo test programs lint bench sanitize fuzz bench-lmcache nvrx-env doctor clean
+.PHONY: help env demo test programs lint bench sanitize fuzz bench-lmcache beside doctor clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -62,7 +62,7 @@ env: $(VENV)/.project ## make the environment only
 demo: $(VENV)/.project ## kill a real engine in mid-decode and watch its open streams go on
 	@$(PY) -m dynamo_gpu_ft demo $(if $(FAULT),--fault $(FAULT)) $(if $(JSON),--json $(JSON))
 
-test: nvrx-env ## checks and the tests that need no GPU; MARK="not gpu" for the long ones too
+test: beside ## checks and the tests that need no GPU; MARK="not gpu" for the long ones too
 	@$(MAKE) -s --no-print-directory -j$(shell nproc) lint $(if $(filter tests,$(TESTS)),programs)
 	@$(PY) -m pytest -m "$(MARK)" $(TESTS)
 
@@ -93,8 +93,8 @@ bench-lmcache: ## the environment with vLLM 0.32 and LMCache that `bench restore
 	@$(PYTHON) requirements/make_env.py packages .venv-vllm/lmcache --engine requirements/vllm-0.32.0.txt \
 	    --common requirements/bench-lmcache.txt --torch-index $(TORCH_INDEX)
 
-nvrx-env: $(VENV)/.project ## the NVRx versions that the tests run against: folders beside the environment, a few megabytes
-	@$(PY) requirements/make_nvrx.py .venv-vllm/nvrx $(wildcard requirements/nvrx-*.txt)
+beside: $(VENV)/.project ## NVRx and Triton for the tests, in folders beside the environment
+	@$(PY) requirements/make_beside.py .venv-vllm $(wildcard requirements/nvrx-*.txt) requirements/triton-3.5.1.txt
 
 doctor: ## what is real, simulated or missing here, and the command that mends it
 	@$(if $(wildcard $(PY)),$(PY),python3) dynamo_gpu_ft/cli/doctor.py

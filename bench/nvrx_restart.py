@@ -77,7 +77,7 @@ def measure(options: Options) -> list[Row]:
         p.name for p in sorted(VERSIONS.glob("*")) if (p / "nvidia_resiliency_ext").is_dir()
     ]
     if not versions:
-        options.lacking.append("nvrx_restart: NVRx is not there to compare with: make nvrx-env")
+        options.lacking.append("nvrx_restart: NVRx is not there to compare with: make beside")
     figures: dict[str, list[float]] = {}
     # In turns, so that what else the machine does hits all of them.
     for number in range(repeats):

@@ -5,7 +5,6 @@ The CUDA sources themselves run in tests/gpu; all versions have the same inputs 
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import random
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from door import core
+from triton_path import TRITON
 
 torch = pytest.importorskip("torch")
 from dynamo_gpu_ft.kernels import reference  # noqa: E402
@@ -82,7 +82,7 @@ def test_the_digest_knows_positions_and_does_not_care_for_order(rng: random.Rand
         assert core.device_mix(bytes(flipped), 7) != whole
 
 
-TRITON = """
+PROGRAM = """
 import random, sys, torch
 sys.path[:0] = sys.argv[2:]
 import conftest  # the kernels of this checkout
@@ -104,11 +104,11 @@ print("equal")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.skipif(TRITON is None, reason="Triton is not there: make beside")
 def test_the_triton_version_does_what_the_reference_does(rng: random.Random) -> None:
     folder = str(Path(__file__).parent)
     done = subprocess.run(
-        [sys.executable, "-c", TRITON, str(rng.randrange(2**32)), str(Path(folder).parent), folder, *sys.path],
+        [sys.executable, "-c", PROGRAM, str(rng.randrange(2**32)), str(Path(folder).parent), folder, *sys.path, *(TRITON or [])],
         capture_output=True, text=True, timeout=100, check=False,
         env={**os.environ, "TRITON_INTERPRET": "1"},
     )  # fmt: skip

@@ -6,7 +6,6 @@ The compiled CUDA kernel runs in tests/gpu; all versions have the same inputs.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import random
 import shutil
@@ -20,6 +19,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from router_cases import agree, case_of  # noqa: E402
+from triton_path import TRITON  # noqa: E402
 
 from dynamo_gpu_ft.kernels import compile as kernels  # noqa: E402
 from dynamo_gpu_ft.kernels import router_reference as reference  # noqa: E402
@@ -110,7 +110,7 @@ def test_without_a_gpu_torch_gives_the_same_answers(rng: random.Random) -> None:
     agree(reference.route(**case), (*out, results.tolist()), case)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.skipif(TRITON is None, reason="Triton is not there: make beside")
 def test_the_triton_version_does_what_the_reference_does(rng: random.Random) -> None:
     program = """
 import random, sys, torch
@@ -128,13 +128,13 @@ for number in range(24):
 print("equal")
 """
     done = subprocess.run(
-        [sys.executable, "-c", program, str(rng.randrange(2**32)), str(HERE.parent), str(HERE), *sys.path],
+        [sys.executable, "-c", program, str(rng.randrange(2**32)), str(HERE.parent), str(HERE), *sys.path, *(TRITON or [])],
         capture_output=True, text=True, timeout=100, check=False, env={**os.environ, "TRITON_INTERPRET": "1"},
     )  # fmt: skip
     assert done.stdout == "equal\n", done.stderr[-3000:]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.skipif(TRITON is None, reason="Triton is not there: make beside")
 def test_tritons_compiler_takes_every_triton_kernel_for_a_gpu(tmp_path: Path) -> None:
     """The interpreter takes what the compiler does not (annotations of arguments, for one); compiling needs no GPU."""
     program = """
@@ -162,7 +162,7 @@ for kernel, types, fixed in kernels:
 print("compiled")
 """
     done = subprocess.run(
-        [sys.executable, "-c", program, str(HERE.parent), str(HERE), *sys.path],
+        [sys.executable, "-c", program, str(HERE.parent), str(HERE), *sys.path, *(TRITON or [])],
         capture_output=True, text=True, timeout=110, check=False,
         env={**{k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}, "TRITON_CACHE_DIR": str(tmp_path)},
     )  # fmt: skip

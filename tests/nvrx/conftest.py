@@ -1,4 +1,4 @@
-"""Which NVRx a test runs against: each version that `make nvrx-env` made, or the built-in monitor with none."""
+"""Which NVRx a test runs against: each version that `make beside` made, or the built-in monitor with none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VERSIONS = ("0.4.1", "0.7.0")
 def made_or_skip(version: str) -> str:
     folder = folder_of(version)
     if not (folder / "nvidia_resiliency_ext").is_dir():
-        pytest.skip(f"NVRx {version} is not there: make nvrx-env")
+        pytest.skip(f"NVRx {version} is not there: make beside")
     return str(folder)
 
 

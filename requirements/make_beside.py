@@ -1,6 +1,6 @@
-"""Puts each pinned NVRx into a folder of its own that goes on PYTHONPATH, beside the engine's environment: a few megabytes, no second torch.
+"""Puts packages that tests run against into folders of their own that go on PYTHONPATH, beside the engine's environment, which stays as it is.
 
-Called by the Makefile with the environment's interpreter. A version that cannot be had here is said and left out; the tests against it
+Called by the Makefile with the environment's interpreter: one folder per file of pins, named NAME-VERSION. A version that cannot be had here is said and left out; the tests against it
 are then skipped.
 """
 
@@ -17,14 +17,14 @@ DEADLINE_S = 300
 
 def main(folder: Path, pins: list[Path]) -> int:
     for path in pins:
-        version = path.stem.partition("-")[2]
-        target, text = folder / version, path.read_text()
+        name, _, version = path.stem.partition("-")
+        target, text = folder / name / version, path.read_text()
         stamp = target / ".made"
         key = hashlib.sha256(f"{sys.version_info[:2]} {text}".encode()).hexdigest()
         if stamp.exists() and stamp.read_text() == key:
             continue
         shutil.rmtree(target, ignore_errors=True)
-        print(f"==> NVRx {version}", flush=True)
+        print(f"==> {name} {version}", flush=True)
         why = install(target, text)
         if why:
             print(f"    cannot be had here, its tests are left out: {why}")
