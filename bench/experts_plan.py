@@ -53,9 +53,14 @@ def balances(options: Options, layers: int) -> Iterator[Row]:
 
 
 def _sizes(ranks: int) -> list[int]:
-    """Slots per rank: no extra where experts divide, one extra, half as many again, all twice, and one more than that."""
+    """Slots per rank: no extra where experts divide, one extra, half as many again, all twice, and with one more for each rank on top
+    (E + G extra slots, or the next number that ranks divide)."""
     once, twice = -(-EXPERTS // ranks), -(-2 * EXPERTS // ranks)
-    return sorted({once, once + 1, -(-3 * EXPERTS // (2 * ranks)), twice, 2 * EXPERTS // ranks + 1})
+    return sorted({once, once + 1, -(-3 * EXPERTS // (2 * ranks)), twice, _full(ranks)})
+
+
+def _full(ranks: int) -> int:
+    return -(-(2 * EXPERTS + ranks) // ranks)
 
 
 def _balance(
@@ -69,7 +74,7 @@ def _balance(
     aim = _aim(ranks, slots, domains)
     found = planner.plan(loads, ranks=ranks, slots=slots, domains=domains, aim=aim).certificate
     base = _judged(eplb.rebalanced(loads, slots, ranks), loads, ranks, domains)
-    full = slots == 2 * EXPERTS // ranks + 1
+    full = slots == _full(ranks)
     limit = bound(loads, ranks, slots, aim.losses + 1 if aim.mode == "instant" else 1)
     ours, other = _mean(found), _mean(base)
     note = [

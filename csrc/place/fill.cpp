@@ -9,18 +9,17 @@
 namespace gft::place {
 namespace {
 
-// Copies of each expert: what coverage needs, and each further slot to the expert whose copies have most to do.
-std::vector<uint32_t> wanted(const Layer &layer, uint32_t ranks, uint64_t slots) {
+// Copies of each expert: what coverage needs, and each of `extras` further slots to the expert whose copies have most to do.
+std::vector<uint32_t> wanted(const Layer &layer, uint32_t ranks, uint64_t extras) {
   std::vector<uint32_t> copies(layer.experts, layer.sets.copies);
   auto colder = [&](uint32_t a, uint32_t b) {
     int64_t left = layer.loads[a] * copies[b], right = layer.loads[b] * copies[a];
     return left != right ? left < right : a > b;
   };
   std::priority_queue<uint32_t, std::vector<uint32_t>, decltype(colder)> hottest(colder);
-  uint64_t needed = uint64_t{layer.experts} * layer.sets.copies;
   for (uint32_t e = 0; e < layer.experts; ++e)
     if (copies[e] < ranks) hottest.push(e);
-  for (uint64_t extra = slots - needed; extra > 0 && !hottest.empty(); --extra) {
+  for (; extras > 0 && !hottest.empty(); --extras) {
     uint32_t e = hottest.top();
     hottest.pop();
     if (++copies[e] < ranks) hottest.push(e);
@@ -106,10 +105,11 @@ class Filling {
 
 }  // namespace
 
-void fill(Layer &layer, std::span<const uint8_t> alive) {
+void fill(Layer &layer, std::span<const uint8_t> alive, uint32_t eighths) {
   uint32_t ranks = 0;
   for (uint8_t lives : alive) ranks += lives != 0;
-  auto copies = wanted(layer, ranks, uint64_t{ranks} * layer.slots);
+  uint64_t extras = uint64_t{ranks} * layer.slots - uint64_t{layer.experts} * layer.sets.copies;
+  auto copies = wanted(layer, ranks, extras * eighths / 8);
   std::vector<uint32_t> order(layer.experts);
   std::iota(order.begin(), order.end(), 0u);
   std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) {
@@ -126,15 +126,16 @@ void fill(Layer &layer, std::span<const uint8_t> alive) {
       if (layer.copies(e) == before) break;
     }
   }
-  top_up(layer, alive);
+  top_up(layer, alive, eighths < 8);
 }
 
-void top_up(Layer &layer, std::span<const uint8_t> alive) {
+void top_up(Layer &layer, std::span<const uint8_t> alive, bool coldest) {
   for (uint32_t rank = 0; rank < layer.ranks; ++rank) {
     while (alive[rank] && layer.free[rank]) {
       uint32_t best = kNone;
       for (uint32_t e = 0; e < layer.experts; ++e)
-        if (!layer.on(e, rank) && (best == kNone || layer.share(e) > layer.share(best))) best = e;
+        if (!layer.on(e, rank) && (best == kNone || (coldest ? layer.share(e) < layer.share(best) : layer.share(e) > layer.share(best))))
+          best = e;
       if (best == kNone) break;
       layer.put(best, layer.empty_slot(rank));
     }

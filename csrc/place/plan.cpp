@@ -3,6 +3,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <optional>
 #include <queue>
 
 #include "../support/fail.h"
@@ -12,6 +13,7 @@ namespace gft::place {
 namespace {
 
 constexpr int64_t kGood = 100;         // a layer is left alone when its busiest rank has at most 1/100 more than the mean
+constexpr int64_t kPoor = 33;          // with 1/33 more or worse, a fresh layer is tried with fewer copies of hot experts
 constexpr int64_t kWorthwhile = 1000;  // and a change has to gain 1/1000 of the mean per slot, when slots hold something already
 constexpr uint32_t kPolish = 64;       // changes of a fresh layer
 
@@ -39,18 +41,28 @@ Layer taken_over(const View &view, const Copysets &sets, uint32_t number) {
   return layer;
 }
 
-bool good(const Layer &layer, uint32_t living) {
+bool good(const Layer &layer, uint32_t living, int64_t part = kGood) {
   int64_t mean = layer.total() / living;
-  return layer.load[layer.busiest()] <= mean + mean / kGood;
+  return layer.load[layer.busiest()] <= mean + mean / part;
 }
 
 Layer fresh(const View &view, const Copysets &sets, uint32_t number) {
-  Layer layer(view.p.experts, view.p.ranks, view.p.slots, view.loads(number), sets);
-  fill(layer, view.alive);
   uint32_t living = view.living();
-  for (uint32_t step = 0; step < kPolish && !good(layer, living); ++step)
-    if (!improve(layer, view.alive, UINT64_MAX, 1)) break;
-  return layer;
+  auto attempt = [&](uint32_t eighths) {
+    Layer layer(view.p.experts, view.p.ranks, view.p.slots, view.loads(number), sets);
+    fill(layer, view.alive, eighths);
+    for (uint32_t step = 0; step < kPolish && !good(layer, living); ++step)
+      if (!improve(layer, view.alive, UINT64_MAX, 1)) break;
+    return layer;
+  };
+  std::optional<Layer> best(attempt(8));
+  bool extras = uint64_t{living} * view.p.slots > uint64_t{view.p.experts} * sets.copies;
+  // More copies are not always better: three of 2/5 do not fit where two of 3/5 do.
+  for (uint32_t eighths = 7; extras && eighths > 0 && !good(*best, living, kPoor); --eighths) {
+    Layer other = attempt(eighths);
+    if (other.load[other.busiest()] < best->load[best->busiest()]) best.emplace(std::move(other));
+  }
+  return std::move(*best);
 }
 
 // The same placement with each rank's experts in the slots where they were, as far as they were there.

@@ -11,10 +11,11 @@ namespace gft::place {
 
 [[noreturn]] void no_room(const Layer &layer);
 
-// An empty layer -> every expert covered, every slot of a live rank used (as far as experts go round).
-void fill(Layer &layer, std::span<const uint8_t> alive);
-// Empty slots of live ranks get one more copy of what has most to do.
-void top_up(Layer &layer, std::span<const uint8_t> alive);
+// An empty layer -> every expert covered, every slot of a live rank used (as far as experts go round). So many eighths of the slots that
+// coverage does not need go to the hottest experts, the others to the coldest.
+void fill(Layer &layer, std::span<const uint8_t> alive, uint32_t eighths = 8);
+// Empty slots of live ranks get one more copy of what has most to do, or least.
+void top_up(Layer &layer, std::span<const uint8_t> alive, bool coldest = false);
 
 // One change that lowers the busiest rank's load most per slot changed, of at most `moves` slots; at least `least` units per slot. Every
 // covered expert stays covered. Returns the slots changed; 0: there is no such change.
