@@ -98,6 +98,9 @@ class Config:
         0, "port", "port of GET /health/gpu; worker rank r has +1+r; 0 = off", 0, 65535
     )
     health_host: str = _key("127.0.0.1", "host", "address the health port listens on")
+    experts: str = _key(
+        "vllm", "name", "who places vLLM's experts: instant, refill, vllm; environment only"
+    )
     journal: str = _key("", "path", "file that gets every event as a JSON line; empty = none")
     cache: str = _key("", "path", "folder of converted models; empty = ~/.cache/dynamo_gpu_ft")
     health_call_deadline_s: float = _key(2.0, "seconds", "longest driver call of a probe", 0.01)

@@ -158,3 +158,31 @@ def draw_again(generator: Any, tokens: int, vocabulary: int) -> None:
     else:
         for _ in range(tokens):
             torch.randint(0, 2**31, (1,), generator=generator, dtype=torch.long)
+
+
+def eplb_policies() -> dict[str, Any]:
+    """vLLM's policies for expert load balancing by their name in its configuration, which allows "default" alone."""
+    from vllm.distributed.eplb.policy import EPLB_POLICIES
+
+    return EPLB_POLICIES
+
+
+def commit_expert_maps(model_state: Any, physical_to_logical: Any) -> None:
+    """Writes a map [layers, physical experts] and the two that follow from it into an `EplbModelState`, in place."""
+    from vllm.distributed.eplb.eplb_state import _commit_eplb_maps
+
+    _commit_eplb_maps(model_state, physical_to_logical)
+
+
+def move_expert_weights(model_state: Any, old: Any, new: Any, group: Any) -> None:
+    """vLLM's own transfer of expert weights between ranks, from where map `old` has them to where `new` wants them."""
+    from vllm.distributed.eplb.rebalance_execute import rearrange_expert_weights_inplace
+
+    rearrange_expert_weights_inplace(
+        old,
+        new,
+        model_state.model.expert_weights,
+        model_state.expert_buffer,
+        group,
+        model_state.communicator,
+    )

@@ -1,4 +1,4 @@
-"""The `vllm.general_plugins` entry point: makes the connector known by name in every vLLM process.
+"""The `vllm.general_plugins` entry point: makes the connector known by name in every vLLM process, installs the expert policy if asked.
 
 vLLM calls this unguarded and more than once, so it never raises and can be repeated.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 
+from dynamo_gpu_ft.config import Config
 from dynamo_gpu_ft.recovery import processes
 
 CONNECTOR = "GpuFtConnector"
@@ -32,4 +33,16 @@ def register() -> None:
             type(error).__name__,
             error,
             MODULE,
+        )
+    try:
+        mode = Config.load().experts
+        if mode != "vllm":
+            from dynamo_gpu_ft.engines.vllm import experts
+
+            experts.install(mode)
+    except Exception as error:
+        logging.getLogger("dynamo_gpu_ft.engines.vllm").warning(
+            "NOT PROTECTED: vLLM's own policy places the experts; ours could not be installed (%s: %s)",
+            type(error).__name__,
+            error,
         )
