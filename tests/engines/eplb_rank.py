@@ -104,7 +104,7 @@ def main(rank, ranks, folder, story):
     state.add_model(model, config)
     each = state.model_states["x"]
     for _ in range(8):  # steps of vLLM's own, until it rearranges
-        hot = torch.tensor(story["loads"])[each.physical_to_logical_map]
+        hot = torch.tensor(story["loads"]).gather(1, each.physical_to_logical_map.long())
         each.expert_load_pass.copy_(hot if rank == 0 else torch.zeros_like(hot))
         state.step()
     answer = {"policy": state.policy.__name__, "balanced": snapshot(each, model)}

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,15 @@ def group(tmp_path: Path, ranks: int, **story: Any) -> list[dict[str, Any] | Non
     """What each rank tells at the end; None for the killed one. Every wait inside has a deadline, and so has this one."""
     told = json.dumps({"nodes": 1, "loads": LOADS} | story)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), str(ranks), str(tmp_path), told],
-            env=environment, stdout=subprocess.DEVNULL, stderr=(tmp_path / f"{rank}.err").open("wb"),
-        )
-        for rank in range(ranks)
-    ]  # fmt: skip
+    with ExitStack() as files:
+        processes = [
+            subprocess.Popen(
+                [sys.executable, str(SCRIPT), str(rank), str(ranks), str(tmp_path), told],
+                env=environment, stdout=subprocess.DEVNULL,
+                stderr=files.enter_context((tmp_path / f"{rank}.err").open("wb")),
+            )
+            for rank in range(ranks)
+        ]  # fmt: skip
     try:
         codes = [process.wait(100) for process in processes]
     finally:
