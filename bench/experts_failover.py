@@ -11,6 +11,7 @@ import signal
 import statistics
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,13 +85,9 @@ def _kills(
 def _fill(engine: Any, lot: random.Random) -> None:
     from dynamo_gpu_ft.engines.reference.sampling import Sampling
 
-    while len(engine.traffic.running()) < 4 and not _waiting(engine):
+    while sum(len(engine.traffic.open(shard)) for shard in range(RANKS)) < 4:
         prompt = [lot.randrange(5, engine.shape.vocab - 10) for _ in range(lot.randrange(10, 30))]
         engine.submit(prompt, Sampling(max_tokens=100))
-
-
-def _waiting(engine: Any) -> bool:
-    return any(engine.traffic.open(shard) and not engine.traffic.running() for shard in range(RANKS))  # fmt: skip
 
 
 def _kill(engine: Any, lot: random.Random, uncover: bool) -> Kill:
@@ -103,7 +100,8 @@ def _kill(engine: Any, lot: random.Random, uncover: bool) -> Kill:
 
     def strike() -> None:
         killed.append(time.monotonic())
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
     timer = threading.Timer(lot.uniform(0.0, 0.03), strike)
     timer.start()
