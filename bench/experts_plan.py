@@ -7,6 +7,8 @@ order (Zipf, k-hot, drifting), so every figure but the times is the same on ever
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 from bench import eplb
 from bench.rows import Options, Row, row, spread
@@ -32,6 +34,7 @@ def measure(options: Options) -> list[Row]:
     rows = list(balances(options, layers))
     rows += moved(options, layers)
     rows += times(options)
+    rows += rebalances(options)
     return rows
 
 
@@ -209,6 +212,27 @@ def times(options: Options) -> list[Row]:
                 f"experts_plan.time.{name}", mine * 1e3, "ms", baseline=base[0] * 1e3, ratio=goal / mine, target=1.0,
                 note=f"{spread([t * 1e3 for t in took])}; processor time; ratio: to the goal of {goal * 1e3:g} ms; baseline: EPLB in Python"
                 + (f"; vLLM's in numpy {vllm[0] * 1e3:.4g} ms" if vllm else ""),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def rebalances(options: Options) -> list[Row]:
+    """Processor time of planning on from an old placement, moves listed; a tenth of the order of hotness has changed."""
+    rows = []
+    before, now = traces.windows(traces.Recipe(alpha="0.6", drift=10), 2)
+    for name, slots, aim in (("58x288", 9, Aim(mode="refill")), ("58x544", 17, Aim(domain="node"))):
+        options.say(f"time of a rebalance of {name}")
+        domains = Domains.regular(32)
+        wish: dict[str, Any] = {"ranks": 32, "slots": slots, "domains": domains, "aim": aim}
+        wish["old"] = planner.plan(before, **wish).placement
+        took = _timed(partial(planner.plan, now, **wish), 5)
+        count = len(planner.plan(now, **wish).moves)
+        mine = statistics.median(took)
+        rows.append(
+            row(
+                f"experts_plan.time.rebalance.{name}", mine * 1e3, "ms", ratio=0.010 / mine,
+                note=f"{spread([t * 1e3 for t in took])}; processor time, {count} moves, no budget; ratio: to 10 ms, which is the goal of a plan",
             )
         )  # fmt: skip
     return rows

@@ -46,47 +46,59 @@ class Search {
     if (gain > best_.gain) best_ = {gain, slots, std::move(out), std::move(in)};
   }
 
-  // What the ranks concerned would have at most, if the spare copy in `slot` (or an empty slot) became a copy of `hot`.
-  int64_t after_replacing(uint32_t hot, uint32_t slot) const {
-    uint32_t there = layer_.rank(slot), copies = layer_.copies(hot);
-    int64_t less = layer_.share(hot) - layer_.share(hot, copies + 1), gone = 0, more = 0;
-    std::span<const uint32_t> others;
-    int32_t cold = layer_.table[slot];
-    if (cold != kEmpty) {
-      auto c = static_cast<uint32_t>(cold);
-      gone = layer_.share(c);
-      more = layer_.share(c, layer_.copies(c) - 1) - gone;
-      others = layer_.at[c];
+  // A slot that may get another expert: what its rank loses with the copy in it, and what the other copies of that get each.
+  struct Spare {
+    uint32_t slot, rank;
+    int64_t gone = 0, more = 0;
+  };
+
+  std::vector<Spare> spares() const {
+    std::vector<Spare> found;
+    for (uint32_t slot = 0; slot < layer_.table.size(); ++slot) {
+      uint32_t rank = layer_.rank(slot);
+      if (!alive_[rank] || rank == busy_ || layer_.load[rank] >= top_) continue;
+      if (layer_.table[slot] == kEmpty) {
+        found.push_back({slot, rank});
+        continue;
+      }
+      auto expert = static_cast<uint32_t>(layer_.table[slot]);
+      uint32_t copies = layer_.copies(expert);
+      if (copies <= layer_.sets.copies || !layer_.covered(expert, slot)) continue;
+      int64_t gone = layer_.share(expert);
+      found.push_back({slot, rank, gone, layer_.share(expert, copies - 1) - gone});
     }
-    int64_t here = top_ - less, peak = layer_.load[there] - gone + layer_.share(hot, copies + 1);
-    for (uint32_t other : others) {
+    return found;
+  }
+
+  // What the busy rank and the other holders of the spare copy's expert would have at most, if it became a copy of a hot expert; each
+  // copy of that has `less` to do then. No rank but those concerned is looked at.
+  int64_t after_replacing(const Spare &spare, int64_t less) const {
+    int64_t here = top_ - less, peak = 0;
+    if (layer_.table[spare.slot] == kEmpty) return here;
+    for (uint32_t other : layer_.at[static_cast<uint32_t>(layer_.table[spare.slot])]) {
       uint32_t rank = layer_.rank(other);
-      if (rank == busy_) here += more;
-      else if (rank != there) peak = std::max(peak, layer_.load[rank] + more - (hot_on_[rank] ? less : 0));
+      if (rank == busy_) here += spare.more;
+      else if (rank != spare.rank) peak = std::max(peak, layer_.load[rank] + spare.more - (hot_on_[rank] ? less : 0));
     }
     return std::max(here, peak);
   }
 
   void replacements() {
-    std::vector<uint32_t> spare;
-    for (uint32_t slot = 0; slot < layer_.table.size(); ++slot) {
-      uint32_t rank = layer_.rank(slot);
-      if (!alive_[rank] || rank == busy_ || layer_.load[rank] >= top_) continue;
-      int32_t expert = layer_.table[slot];
-      if (expert == kEmpty || (layer_.copies(static_cast<uint32_t>(expert)) > layer_.sets.copies &&
-                               layer_.covered(static_cast<uint32_t>(expert), slot)))
-        spare.push_back(slot);
-    }
+    auto found = spares();
     for (uint32_t here = busy_ * layer_.slots; here < (busy_ + 1) * layer_.slots; ++here) {
       if (layer_.table[here] == kEmpty) continue;
       auto hot = static_cast<uint32_t>(layer_.table[here]);
-      if ((layer_.share(hot) - layer_.share(hot, layer_.copies(hot) + 1)) <= best_.gain) continue;
+      int64_t then = layer_.share(hot, layer_.copies(hot) + 1), less = layer_.share(hot) - then;
+      if (less <= best_.gain) continue;
       hot_on_.assign(layer_.ranks, 0);
       for (uint32_t slot : layer_.at[hot]) hot_on_[layer_.rank(slot)] = 1;
-      for (uint32_t slot : spare)
-        if (!hot_on_[layer_.rank(slot)])
-          offer(after_replacing(hot, slot), 1, layer_.table[slot] == kEmpty ? std::vector<uint32_t>{} : std::vector{slot},
-                {{hot, slot}});
+      for (const Spare &spare : found) {
+        int64_t there = layer_.load[spare.rank] - spare.gone + then;
+        if (hot_on_[spare.rank] || top_ - there <= best_.gain) continue;
+        int64_t peak = std::max(there, after_replacing(spare, less));
+        if (top_ - peak <= best_.gain) continue;
+        offer(peak, 1, layer_.table[spare.slot] == kEmpty ? std::vector<uint32_t>{} : std::vector{spare.slot}, {{hot, spare.slot}});
+      }
     }
   }
 

@@ -15,7 +15,8 @@ Layer::Layer(uint32_t experts_, uint32_t ranks_, uint32_t slots_, std::span<cons
       table(size_t{ranks_} * slots_, kEmpty),
       at(experts_),
       load(ranks_),
-      free(ranks_, slots_) {}
+      free(ranks_, slots_),
+      each_(experts_) {}
 
 void Layer::add_share(uint32_t expert, int sign) {
   int64_t each = sign * share(expert);
@@ -27,6 +28,7 @@ void Layer::put(uint32_t expert, uint32_t slot) {
   at[expert].push_back(slot);
   table[slot] = static_cast<int32_t>(expert);
   --free[rank(slot)];
+  each_[expert] = share(expert, copies(expert));
   add_share(expert, 1);
 }
 
@@ -36,6 +38,7 @@ void Layer::take(uint32_t slot) {
   std::erase(at[expert], slot);
   table[slot] = kEmpty;
   ++free[rank(slot)];
+  each_[expert] = share(expert, copies(expert));
   add_share(expert, 1);
 }
 

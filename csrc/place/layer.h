@@ -23,7 +23,7 @@ class Layer {
   uint32_t copies(uint32_t expert) const { return static_cast<uint32_t>(at[expert].size()); }
   // What one of `copies` copies does, in units of 2^-20.
   int64_t share(uint32_t expert, uint32_t copies) const { return copies ? (loads[expert] << 20) / copies : 0; }
-  int64_t share(uint32_t expert) const { return share(expert, copies(expert)); }
+  int64_t share(uint32_t expert) const { return each_[expert]; }
   bool on(uint32_t expert, uint32_t rank) const;
   uint32_t empty_slot(uint32_t rank) const;  // the first; kNone when it has none
   // Whether the expert has the copies it needs inside one group, when its copy in slot `but` were in slot `instead` (kNone: nowhere).
@@ -42,6 +42,8 @@ class Layer {
 
  private:
   void add_share(uint32_t expert, int sign);
+
+  std::vector<int64_t> each_;  // share of each expert with the copies it has: kept, because dividing is what planning would spend its time on
 };
 
 }  // namespace gft::place
