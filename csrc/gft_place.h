@@ -28,8 +28,8 @@ gft_status gft_place_room(const gft_place_problem *problem, uint64_t *experts);
 /* Writes [layers, ranks * slots]. With `old`, changes as little as coverage needs and then at most `max_moves` slots.
  * GFT_FULL when there is no room. */
 gft_status gft_place_plan(const gft_place_problem *problem, int32_t *table);
-/* Empties the dead ranks' slots of `old` and gives every expert without a live copy a slot of one that has several. GFT_FULL when
- * fewer slots are left than experts. Nothing else moves. */
+/* Empties the dead ranks' slots of `old` and gives every expert without a live copy a slot of one that has several, hottest first; when
+ * fewer slots are left than experts, the coldest stay without. Nothing else moves. */
 gft_status gft_place_repair(const gft_place_problem *problem, int32_t *table);
 
 typedef struct gft_place_facts {

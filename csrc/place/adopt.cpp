@@ -40,7 +40,7 @@ void adopt(Layer &layer, std::span<const uint8_t> alive, std::span<uint32_t> got
       if (best == kNone || (over && !late) || (over == late && (peak < least || (peak == least && got[rank] < got[layer.rank(best)]))))
         best = slot, least = peak, over = late;
     }
-    if (best == kNone) no_room(layer);
+    if (best == kNone) return;  // no room for the coldest
     if (layer.table[best] != kEmpty) layer.take(best);
     layer.put(orphan, best);
     ++got[layer.rank(best)];

@@ -25,7 +25,7 @@ uint32_t improve(Layer &layer, std::span<const uint8_t> alive, uint64_t moves, i
 // False when that does not get them all covered; the layer is then half changed.
 bool cover(Layer &layer);
 
-// Gives each expert without a copy the slot whose loss hurts least. No rank gets more than `most` over all layers (`got` counts), unless
+// Gives each expert without a copy the slot whose loss hurts least, hottest first, as far as there is room. No rank gets more than `most` over all layers (`got` counts), unless
 // there is no other.
 void adopt(Layer &layer, std::span<const uint8_t> alive, std::span<uint32_t> got, uint32_t most);
 

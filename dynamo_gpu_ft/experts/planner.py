@@ -97,11 +97,21 @@ def repair(
     domains: Domains | None = None,
     aim: Aim = Aim(mode="refill"),  # noqa: B008 - frozen
     expert_bytes: int = 1,
+    partial: bool = False,
 ) -> Plan:
     """`placement` after ranks have died: their slots are empty, and experts without a live copy get the slots whose loss hurts the balance
-    least. Nothing else moves; without orphans nothing moves at all. Raises `PlacementError` when fewer slots are left than experts."""
+    least. Nothing else moves; without orphans nothing moves at all. When fewer slots are left than experts, raises `PlacementError`, or with
+    `partial` leaves the coldest without a copy."""
     problem = _problem(loads, placement.ranks, placement.slots, domains, aim, alive)
     _same(problem, placement)
+    room = len(problem.living) * placement.slots
+    if room < placement.experts and not partial:
+        raise PlacementError(
+            "the live ranks have no room for every expert",
+            value=f"{room} slots, {placement.experts} experts",
+            rule="a slot for each expert in every layer",
+            remedy="more slots per rank, or partial=True and a masked router",
+        )
     table = _call("place_repair", problem, placement.table, 0)
     return _finished(problem, table, placement, expert_bytes)
 

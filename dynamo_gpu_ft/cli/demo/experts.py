@@ -36,7 +36,8 @@ class Stream:
 @dataclass
 class Round:
     """One run of all streams. `killed`: monotonic moment of the kill, 0 without; `events` with theirs; rows: what each rank's experts computed
-    before and after it; `whole`: when every expert was covered, and when every rank was there again."""
+    before and after it; `affected`: share of rows, counted once per layer, that lost one of their experts to the mask, `divergence` the router's mean KL
+    over them in nats; `whole`: when every expert was covered, and when every rank was there again."""
 
     streams: list[Stream]
     killed: float = 0.0
@@ -49,6 +50,8 @@ class Round:
     whole: float = 0.0
     kept: int = 0
     failed: str = ""
+    affected: float = 0.0
+    divergence: float = 0.0
 
     @property
     def next_token_s(self) -> float:
@@ -121,7 +124,7 @@ def serve(made: ExpertEngine, setup: Setup, events: list[tuple[float, Event]], s
         prompt = [random_.randrange(5, made.shape.vocab - 10) for _ in range(setup.prompt_tokens)]
         streams[made.submit(prompt, Sampling(max_tokens=setup.max_tokens))] = Stream()
     found = Round(list(streams.values()), shard=shard)
-    first, counted = len(events), made.rows_per_rank()
+    first, counted, gap = len(events), made.rows_per_rank(), made.gap
     pids = {s: p.pid for s, p in made.crew.members.items()}
     while made.busy:
         least = min(len(s.tokens) for s in streams.values())
@@ -146,6 +149,9 @@ def serve(made: ExpertEngine, setup: Setup, events: list[tuple[float, Event]], s
     for name, stream in streams.items():
         stream.masked = sum(run.drew and bool(run.mask) for run in made.traffic.history.pop(name))
     found.events = events[first:]
+    rows, affected = made.gap.tokens - gap.tokens, made.gap.affected - gap.affected
+    found.affected = affected / rows if rows else 0.0
+    found.divergence = (made.gap.router_kl - gap.router_kl) / affected if affected else 0.0
     found.kept = sum(pids.get(s) == p.pid for s, p in made.crew.members.items())
     return found
 

@@ -42,6 +42,8 @@ def judge(where: Where, played: Played) -> dict[str, Any]:
             "covered_s": round(max(0.0, round_.covered - round_.killed), 4) if round_.covered else None,
             "whole_s": round(round_.whole - round_.killed, 4) if round_.whole else None,
             "masked_tokens": sum(s.masked for s in round_.streams),
+            "affected": round(round_.affected, 6),
+            "divergence": round(round_.divergence, 4),
             "tokens": sum(len(s.tokens) for s in round_.streams),
             "kept": round_.kept,
         }  # fmt: skip
@@ -152,6 +154,8 @@ def _table(result: dict[str, Any]) -> str:
         ["every expert covered after, ms", *ms("covered_s")],
         ["all ranks there again after, ms", *ms("whole_s")],
         ["tokens under a masked router", *(f"{p['masked_tokens']} of {p['tokens']}" for p in parts)],
+        ["rows that lost an expert to the mask", *(f"{100 * p['affected']:.2f} %" for p in parts)],
+        ["KL of their router, nats", *(f"{p['divergence']:.2f}" if p["affected"] else "-" for p in parts)],
         ["processes kept", *(f"{p['kept']} of {result['ranks']}" for p in parts)],
         ["streams identical", *(f"{p['identical']} of {count}" for p in parts)],
         ["streams identical behind it", "", f"{result['lean_after']['identical']} of {count}", ""],

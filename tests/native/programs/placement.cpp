@@ -102,8 +102,13 @@ static void one_world(Random &random, bool small) {
   status = gft_place_repair(&problem, table.data());
   if (status != GFT_OK) return;
   ++repaired;
-  for (uint32_t layer = 0; layer < world.layers; ++layer)
-    for (auto &ranks : world.holders(table, layer)) CHECK(!ranks.empty());
+  uint64_t room = 0;
+  for (uint8_t lives : world.alive) room += lives ? world.slots : 0;
+  for (uint32_t layer = 0; layer < world.layers; ++layer) {
+    uint64_t held = 0;
+    for (auto &ranks : world.holders(table, layer)) held += !ranks.empty();
+    CHECK(held == std::min<uint64_t>(world.experts, room));
+  }
   digest(table);
 }
 

@@ -25,12 +25,15 @@ from dynamo_gpu_ft.engines.reference.driver import Output
 from dynamo_gpu_ft.engines.reference.experts import messages as tell
 from dynamo_gpu_ft.engines.reference.experts.group import ExpertGroup
 from dynamo_gpu_ft.engines.reference.experts.mending import Mending
+from dynamo_gpu_ft.engines.reference.experts.repairs import homes
 from dynamo_gpu_ft.engines.reference.experts.routes import Map
 from dynamo_gpu_ft.engines.reference.experts.traffic import Piece, Traffic
 from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.engines.reference.sampling import Sampling
 from dynamo_gpu_ft.errors import ConfigError, GpuFtError, RecoveryFailed
 from dynamo_gpu_ft.events import EventStream
+from dynamo_gpu_ft.experts.gap import Gap
+from dynamo_gpu_ft.experts.loads import Loads
 from dynamo_gpu_ft.recovery import processes
 from dynamo_gpu_ft.recovery.group.base import Deadline
 from dynamo_gpu_ft.recovery.group.coordinator import Coordinator
@@ -60,11 +63,11 @@ class ExpertEngine:
         come_back: bool = False,
         scrub: int = 1,
     ) -> None:
-        """`placement`: what the slots hold; by default expert p modulo their number in slot p. Raises `ConfigError`, `RecoveryFailed`."""
+        """`placement`: what the slots hold; by default what survives the loss of any rank, else experts in turn. Raises `ConfigError`, `RecoveryFailed`."""
         self.options, self.config = options, options.config()
         self.shape = shape.read(Path(options.model))
         self._come_back, self._scrub = come_back, scrub
-        self.homes = placement or _in_turn(self.shape, options)
+        self.homes = placement or _start_map(self.shape, options)
         _check(self.shape, options, self.homes)
         self._store = store if store is not None else open_store(self.config)
         self._events = events or EventStream()
@@ -72,7 +75,9 @@ class ExpertEngine:
         self._steps, self._names = 0, itertools.count()
         self._restarts: list[float] = []
         self.traffic = Traffic(options, self.shape.positions)
-        self.counts: Counter[tuple[int, int]] = Counter()
+        self.counts: Counter[tuple[int, int]] = Counter()  # rows by (layer, physical slot)
+        self.gap = Gap()  # what masked routers have cost so far
+        self.loads = Loads(self.shape.layers, self.shape.experts)
         self.failed = ""
         self.crew = Crew(options, self._tag, tell.Reply)
         self.group = ExpertGroup(options, self.shape, self.crew, self.homes)
@@ -255,7 +260,7 @@ class ExpertEngine:
         if outcome.state is State.SERVING:
             missing = set(range(self.options.ep)) - set(self.crew.members)
             self.traffic.move(missing, self.crew.members)
-            self.mending.begin(self._loads())
+            self.mending.begin(self.loads.decayed())
             if self._come_back:
                 with suppress(OSError):
                     for shard in missing:
@@ -312,21 +317,19 @@ class ExpertEngine:
     # -- details -------------------------------------------------------------------------------------------------------------
 
     def _count(self, done: Mapping[int, tell.Stepped]) -> None:
-        """Rows that each (layer, physical slot) computed."""
-        slots = self.options.slots
+        """Rows that each (layer, physical slot) computed, and what that says of its expert."""
+        slots, layers = self.options.slots, self.shape.layers
+        step = [[0] * (self.options.ep * slots) for _ in range(layers)]
         for shard, answer in done.items():
-            for index, rows in enumerate(struct.unpack(f"<{len(answer.counts) // 4}i", answer.counts)):  # fmt: skip
-                if rows:
-                    layer, slot = divmod(index, slots)
-                    self.counts[layer, shard * slots + slot] += rows
-
-    def _loads(self) -> list[list[int]]:
-        """Rows per layer and expert so far."""
-        found = [[1] * self.shape.experts for _ in range(self.shape.layers)]
-        for (layer, physical), rows in self.counts.items():
-            expert = self.homes.table[layer][physical]
-            found[layer][expert] += rows
-        return found
+            tokens, affected, divergence = answer.gap
+            self.gap += Gap(tokens, affected, router_kl=divergence)
+            counts = struct.unpack(f"<{layers * slots}i", answer.counts)
+            for layer, row in enumerate(step):
+                row[shard * slots : (shard + 1) * slots] = counts[layer * slots : (layer + 1) * slots]  # fmt: skip
+        self.counts.update(
+            {(layer, slot): n for layer, row in enumerate(step) for slot, n in enumerate(row) if n}
+        )
+        self.loads.observe_physical(step, self.group.map.table)
 
     def rows_per_rank(self) -> dict[int, int]:
         """Rows that the experts of each rank have computed, for looking at the balance."""
@@ -336,9 +339,10 @@ class ExpertEngine:
         return found
 
 
-def _in_turn(model: shape.Shape, options: Options) -> Map:
-    physical = options.ep * options.slots
-    return Map(model.experts, options.slots, [[p % max(1, model.experts) for p in range(physical)]] * model.layers)  # fmt: skip
+def _start_map(model: shape.Shape, options: Options) -> Map:
+    few = min(model.experts, options.ep, options.slots) < 1  # refused by `_check`
+    rows = [()] if few else homes(model.layers, model.experts, options.ep, options.slots)
+    return Map(model.experts, options.slots, rows)
 
 
 def _check(model: shape.Shape, options: Options, homes: Map) -> None:

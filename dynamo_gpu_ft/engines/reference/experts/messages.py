@@ -117,7 +117,8 @@ class Held(_Message, frozen=True, kw_only=True):
 
 class Stepped(_Message, frozen=True, kw_only=True):
     """`drawn`: request -> token. `counts`: int32 [layers, slots], rows that one's experts computed. `refused`, `damaged`: (layer, slot) that rows
-    were sent to but that is not routable, and slots whose bytes turned out wrong. With either, the step's results are void."""
+    were sent to but that is not routable, and slots whose bytes turned out wrong. With either, the step's results are void.
+    `gap`: (rows routed, rows one of whose experts was masked, sum of the router's divergence in nats), over all layers."""
 
     epoch: int
     number: int
@@ -126,6 +127,7 @@ class Stepped(_Message, frozen=True, kw_only=True):
     refused: tuple[tuple[int, int], ...] = ()
     damaged: tuple[tuple[int, int], ...] = ()
     landed: tuple[Landed, ...] = ()
+    gap: tuple[int, int, float] = (0, 0, 0.0)
 
 
 class Committed(_Message, frozen=True, kw_only=True):

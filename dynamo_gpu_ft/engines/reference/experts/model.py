@@ -14,6 +14,7 @@ import torch
 from dynamo_gpu_ft.engines.reference.experts.exchange import Exchange
 from dynamo_gpu_ft.engines.reference.experts.routes import Map, targets
 from dynamo_gpu_ft.engines.reference.model import Joint, Stage, Tile, choose, expert_of
+from dynamo_gpu_ft.experts.gap import Gap, router_gap
 
 #: Weights of one routable slot: w1, w3 [inner, hidden], w2 [hidden, inner]; None for one that is not `expert`'s now.
 Slot = Callable[[int, int, int], "tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None"]
@@ -44,6 +45,7 @@ class ExpertStage(Stage):
     def begin(self) -> None:
         self.counts = torch.zeros((len(self._numbers), self._slots), dtype=torch.int32)
         self.refused: set[tuple[int, int]] = set()
+        self.gap = Gap()
         self._used = 0
 
     def route(self, routes: Map) -> None:
@@ -71,6 +73,8 @@ class ExpertStage(Stage):
         gate = self._linear(x, f"{name}.block_sparse_moe.gate.weight").float()
         top, chosen = choose(gate, self._shape.chosen, self.live.get(name))
         used, shares = self._used, top.to(x.dtype)
+        live = self.live.get(name)
+        self.gap += Gap(used) if live is None else router_gap(gate[:used], live, self._shape.chosen)
         picked = chosen[:used].tolist()
         asked = x[:used].repeat_interleave(chosen.shape[1], dim=0)
         places = targets(picked, self._copies[name], self._slots, self._own)

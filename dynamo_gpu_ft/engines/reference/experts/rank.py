@@ -104,6 +104,7 @@ class ExpertRank(rank.Rank):
         return tell.Stepped(
             epoch=order.epoch, number=order.number, drawn=drawn, counts=here.stage.counts.numpy().tobytes(),
             refused=tuple(sorted(here.stage.refused)), damaged=tuple(damaged), landed=here.take_landed(),
+            gap=(here.stage.gap.tokens, here.stage.gap.affected, here.stage.gap.router_kl),
         )  # fmt: skip
 
     def _own_round(self, rows: Rows) -> dict[str, int]:

@@ -1,6 +1,6 @@
-"""Which slots uncovered experts go to, in the engine's terms: only they move, into empty slots or those of a copy that is one too many.
+"""Which slots experts go to, in the engine's terms: the planner's answers as (shard, layer, slot) -> expert.
 
-Pure. The most asked-for expert first, onto the rank that computes the least.
+Pure. Only what is uncovered moves after a loss; the rest goes home once all ranks are back.
 """
 
 from __future__ import annotations
@@ -8,31 +8,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dynamo_gpu_ft.engines.reference.experts.routes import Map
+from dynamo_gpu_ft.errors import PlacementError
+from dynamo_gpu_ft.experts import planner
+from dynamo_gpu_ft.experts.base import Aim, Placement
+
+
+def homes(layers: int, experts: int, ranks: int, slots: int) -> list[tuple[int, ...]]:
+    """Rows of the placement that an engine starts with, before it knows any load: one that survives the loss of any rank where there is
+    room for that, else experts in turn."""
+    even = [[1] * experts] * layers
+    try:
+        return planner.plan(even, ranks=ranks, slots=slots, aim=Aim()).placement.rows()
+    except PlacementError:
+        return [tuple(p % experts for p in range(ranks * slots))] * layers
 
 
 def orphans(
     routes: Map, alive: Sequence[int], loads: Sequence[Sequence[int]]
 ) -> dict[tuple[int, int, int], int]:
-    """(shard, layer, slot) -> expert to bring there, for everything that is uncovered as far as there is room."""
-    found: dict[tuple[int, int, int], int] = {}
-    slots = routes.slots
-    for layer, row in enumerate(routes.table):
-        now = list(row)
-        missing = sorted(set(range(routes.experts)) - set(row), key=lambda e: (-loads[layer][e], e))
-        for expert in missing:
-            spare = [
-                physical
-                for shard in alive
-                for physical in range(shard * slots, (shard + 1) * slots)
-                if now[physical] < 0 or now.count(now[physical]) > 1
-            ]
-            if not spare:
-                break
-            chosen = min(spare, key=lambda p: (_load(now, p // slots, slots, loads[layer]), p))
-            now[chosen] = expert
-            shard, slot = divmod(chosen, slots)
-            found[shard, layer, slot] = expert
-    return found
+    """What is to be brought for everything that is uncovered, as far as there is room: the most asked-for first."""
+    ranks = len(routes.table[0]) // routes.slots
+    now = Placement.of_rows(routes.table, experts=routes.experts, ranks=ranks)
+    living = [rank in set(alive) for rank in range(ranks)]
+    found = planner.repair(now, loads, alive=living, partial=True)
+    return {
+        (move.slot // routes.slots, move.layer, move.slot % routes.slots): move.expert
+        for move in found.moves
+    }
 
 
 def homeward(routes: Map, homes: Map, alive: Sequence[int]) -> dict[tuple[int, int, int], int]:
@@ -48,8 +50,3 @@ def homeward(routes: Map, homes: Map, alive: Sequence[int]) -> dict[tuple[int, i
                 now[physical] = expert
                 found[shard, layer, slot] = expert
     return found
-
-
-def _load(row: Sequence[int], shard: int, slots: int, loads: Sequence[int]) -> float:
-    held = [e for e in row[shard * slots : (shard + 1) * slots] if e >= 0]
-    return sum(loads[e] / row.count(e) for e in held)
