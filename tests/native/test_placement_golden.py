@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 #: What tests/native/programs/placement.cpp prints for 2000 cases of seed 1; test_programs.py compares with it as well.
-PROGRAM = "71948cc0a1da907d"
+PROGRAM = "34349b402143c9c0"
 PLANS = "e74584c396c60131827e3b1fd7603ded"
 
 SHIM = """

@@ -7,21 +7,24 @@ import pytest
 from dynamo_gpu_ft import errors
 from dynamo_gpu_ft.errors import (
     ArenaError,
+    CertificateError,
     ConfigError,
     CoreUnavailable,
     GpuFtError,
     HealthError,
     NotProtected,
     NvrxError,
+    PlacementError,
     PortableError,
     RecoveryFailed,
+    SlotError,
     StoreUnavailable,
     WeightsError,
 )
 
 KINDS = [
-    ArenaError, ConfigError, CoreUnavailable, HealthError, NotProtected, NvrxError, PortableError,
-    RecoveryFailed, StoreUnavailable, WeightsError,
+    ArenaError, CertificateError, ConfigError, CoreUnavailable, HealthError, NotProtected, NvrxError, PlacementError,
+    PortableError, RecoveryFailed, SlotError, StoreUnavailable, WeightsError,
 ]  # fmt: skip
 
 

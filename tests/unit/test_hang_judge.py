@@ -92,9 +92,12 @@ def test_a_step_that_never_ends_hangs_half_a_second_after_what_is_usual(
     world = World(rng)
     simulate(world, 5000)
     usual = world.judge.usual(kind)
+    late = max(
+        0.0, world.next_look - world.now
+    )  # until the first look at it: the judge's own lateness
     took, cause = world.hang(kind)
     assert cause == "step"
-    assert usual < took <= max(usual, 0.05) + 0.5
+    assert usual < took <= max(usual, 0.05) + 0.5 + late
     assert took >= 0.5 - LOOK, "not before the floor"
 
 
