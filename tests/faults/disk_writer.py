@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import importlib.machinery
 import importlib.util
+import itertools
 import mmap
 import os
 import sys
 from typing import Any
 
-BLOCKS = 1500  # names of one folder; the writer goes round until they are all there
+BLOCKS = 1500  # names of one folder that are noted
+BEYOND = 2 * BLOCKS  # where the names begin that an endless writer goes on with, unnoted
 RECORD = b'{"engine": "killed"}'
 ABSENT, DURABLE, DROPPED = range(3)
 READY = BLOCKS  # the byte behind the blocks'
@@ -52,7 +54,7 @@ def key_of(core: Any, namespace: bytes, seed: int, number: int) -> tuple[Any, by
 
 
 def options(mode: str) -> dict[str, Any]:
-    """`mode`: words of "threads" or "io_uring", "cap", "zstd"."""
+    """`mode`: words of "threads", "cap", "zstd", and "endless", which is the writer's own."""
     words = mode.split("+")
     return {
         "segment_bytes": SEGMENT,
@@ -76,19 +78,21 @@ def main() -> None:
         log = core.DiskLog.open(folder, **options(mode))
         namespace = log.add_namespace(RECORD)
         notes[READY] = 1
-        for number in range(BLOCKS):
+        unnoted = itertools.count(BEYOND) if "endless" in mode.split("+") else range(0)
+        for number in itertools.chain(range(BLOCKS), unnoted):
             key, payload = key_of(core, namespace, seed, number)
             log.append(key, payload, number)
             for ticket, status in log.poll():
                 if status == "ok":
-                    notes[ticket] = DURABLE
+                    if ticket < BLOCKS:
+                        notes[ticket] = DURABLE
                 elif status == "fenced":
                     raise core.CoreError("fenced")
                 else:
                     raise AssertionError(status)
             victim = number - 40
             # Dead records are what collection needs.
-            if victim >= 0 and number % 2 == 0 and notes[victim] == DURABLE:
+            if 0 <= victim < BLOCKS and number % 2 == 0 and notes[victim] == DURABLE:
                 notes[victim] = DROPPED
                 entry = log.find_link(key_of(core, namespace, seed, victim)[0].link)
                 if entry is not None:
