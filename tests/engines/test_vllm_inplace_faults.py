@@ -38,7 +38,7 @@ def hung(tiny_model: Path) -> Any:
         yield run(
             tiny_model,
             folder,
-            ["undisturbed", "shared_memory", "stalled", "again"],
+            ["undisturbed", "shared_memory", "forked", "stalled", "again"],
             {},
             llm={"worker_extension_cls": CLASS},
         )
@@ -49,11 +49,19 @@ def test_a_worker_that_does_not_come_to_the_collective_is_told_from_one_that_wai
 ) -> None:
     check_streams(hung, "stalled")
     check_processes(hung, "stalled", "1")
-    assert recoveries(hung) == [("respawn", "serving")]
+    assert recoveries(hung) == [("respawn", "serving")] * 3
     (why,) = hung["stalled"]["why"]
     assert "does not come to where the others wait; it is in stalled:" in why
     assert hung["shared_memory"] == [True, True]
     check_streams(hung, "again")
+
+
+def test_a_replacement_is_forked_by_the_nursery_and_a_stopped_nursery_is_not_waited_for(
+    hung: dict[str, Any],
+) -> None:
+    check_streams(hung, "forked")
+    assert hung["forked"]["replaced"] == ["forked for shard 1", "fresh for shard 0"]
+    assert hung["forked"]["nursery"] == 0, "it is there still, stopped"
 
 
 def test_where_shared_memory_cannot_be_freed_collectives_go_over_gloo_and_losses_are_recovered(
