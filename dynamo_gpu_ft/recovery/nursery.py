@@ -138,15 +138,15 @@ class _Popen(popen_fork.Popen):
 
     def _launch(self, process_obj: Any) -> None:
         payload = io.BytesIO()
-        context.set_spawning_popen(self)  # type: ignore[attr-defined]
+        context.set_spawning_popen(self)  # type: ignore[arg-type]  # multiprocessing asks no more of it
         try:
             reduction.dump(spawn.get_preparation_data(process_obj._name), payload)
             reduction.dump(process_obj, payload)
         finally:
-            context.set_spawning_popen(None)  # type: ignore[attr-defined]
+            context.set_spawning_popen(None)
         self.sentinel, theirs = os.pipe()
         alive, ours = os.pipe()
-        self.finalizer = util.Finalize(self, util.close_fds, (self.sentinel, ours))
+        self.finalizer = util.Finalize(self, _close, (self.sentinel, ours))
         memory = os.memfd_create("gpu-ft-birth")
         try:
             with open(
@@ -163,6 +163,11 @@ class _Popen(popen_fork.Popen):
         if len(said) != _PID.size:
             raise OSError(f"the nursery (pid {self._nursery.pid}) bears no child")
         (self.pid,) = _PID.unpack(said)
+
+
+def _close(*files: int) -> None:
+    for file in files:
+        os.close(file)
 
 
 def _serve(asked: socket.socket, modules: Sequence[str], parent: int) -> None:
@@ -236,9 +241,13 @@ def _live(environment: Mapping[str, str], files: Sequence[int], parent: int) -> 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _call_itself("python")
-    os.environ.clear()
-    os.environ.update(environment)
+    # Only what differs: a process's title is written where its environment began.
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    for name, value in environment.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
     born, alive, memory, *_Inherited.files = files
     os.write(born, _PID.pack(os.getpid()))
     os.lseek(memory, 0, os.SEEK_SET)
-    return int(spawn._main(memory, alive))  # type: ignore[attr-defined]
+    return int(spawn._main(memory, alive))

@@ -77,6 +77,29 @@ def test_a_child_is_this_process_s_own_with_its_environment_of_now_and_the_nurse
     assert process.exitcode == 7
 
 
+def name_itself(pipe: Connection) -> None:
+    import setproctitle
+
+    setproctitle.setproctitle("worker 3")
+    pipe.send((Path("/proc/self/cmdline").read_bytes(), Path("/proc/self/comm").read_text()))
+
+
+def test_a_child_can_take_a_title_with_another_environment_than_the_nursery_s(
+    nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package that engines use finds the title's place by where the environment began."""
+    pytest.importorskip("setproctitle")
+    monkeypatch.setenv("GPU_FT_TEST_NURSERY", "now")
+    ours, theirs = SPAWN.Pipe()
+    process = nursery.process(name_itself, args=(theirs,))
+    process.start()
+    theirs.close()
+    assert ours.poll(WAIT_S)
+    title, comm = ours.recv()
+    assert (title.rstrip(b"\0"), comm) == (b"worker 3", "worker 3\n")
+    process.join(WAIT_S)
+
+
 def test_a_killed_child_is_told_by_its_sentinel_and_its_signal(nursery: Nursery) -> None:
     process, _, _ = born(nursery)
     process.kill()
