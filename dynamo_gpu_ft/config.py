@@ -70,6 +70,7 @@ class Config:
     )
     restart_window_s: float = _key(600.0, "seconds", "window in which restarts are counted", 0.1)
     in_place: bool = _key(True, "bool", "replace a lost rank in place where the engine can")
+    nursery: bool = _key(True, "bool", "fork replacements from a process with the imports done")
     standbys: int = _key(0, "count", "warm standby processes per engine", 0, 1024)
     min_shards: int = _key(0, "count", "fewest ranks to go on with; 0 = never degrade", 0, 65536)
     step_deadline_s: float = _key(30.0, "seconds", "longest step of a recovery in place", 0.01)

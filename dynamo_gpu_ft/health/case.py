@@ -5,12 +5,12 @@ Between the grouped entries and the frozen `Incident` that listeners get. Mutabl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import msgspec
 
 from dynamo_gpu_ft.health.attribution import shards_of
-from dynamo_gpu_ft.health.causes import Family
+from dynamo_gpu_ft.health.causes import Family, reaches
 from dynamo_gpu_ft.health.entries import Entry
 from dynamo_gpu_ft.health.grouping import touches
 from dynamo_gpu_ft.health.incidents import Incident, Unusable, Verdict
@@ -21,7 +21,10 @@ from dynamo_gpu_ft.topology import Device, Rank
 
 
 class Case:
-    """`ended_at` is in the time of readings; an ended case takes late readings from before its end for one window more."""
+    """`ended_at` is in the time of readings; an ended case takes late readings from before its end for one window more.
+
+    due   before it, time alone changes nothing about this case, unless a sign of recovery comes; None: not reckoned yet
+    """
 
     def __init__(self, number: int, root: Entry) -> None:
         self.number = number
@@ -31,28 +34,31 @@ class Case:
         self.ended = ""
         self.ended_at: float | None = None
         self.dropped = 0
-        self.verdict: Verdict = root.verdict
-        self.touched = True
+        self.verdict: Verdict
+        self.touched: bool
+        self.due: float | None
+        self.changed()
 
     def take(self, root: Entry, entries: list[Entry]) -> None:
-        """Becomes the fault with these entries, sorted by rank; `touched` if that is a change."""
+        """Becomes the fault with these entries, sorted by rank; judges anew if that is a change."""
         same = root is self.root and set(map(id, entries)) == set(map(id, self.entries))
         self.root, self.entries = root, entries
         for entry in entries:
             entry.case = self
-        if not same or self.touched:
+        if not same:
             self.changed()
 
     def changed(self) -> None:
         """Something about the entries has changed: judges anew."""
-        self.touched = True
+        self.touched, self.due = True, None
         self.verdict = judge(self.entries)
 
     def end(self, how: str, at: float) -> None:
-        self.ended, self.ended_at, self.touched = how, at, True
+        self.ended, self.ended_at, self.touched, self.due = how, at, True, None
 
     def freeze(self, now: float, settings: Settings) -> list[Entry]:
         """Entries whose window has passed stay where they are from now on; returns those for which there is no room."""
+        self.due = None
         self.root.frozen = self.root.frozen or now >= self.root.first.at + settings.window_s
         if not self.root.frozen:
             return []
@@ -64,6 +70,12 @@ class Case:
         self.entries = [entry for entry in self.entries if entry not in surplus]
         self.dropped += sum(entry.count for entry in surplus)
         return surplus
+
+    def may_gain(self, numbers: Container[int]) -> bool:
+        """Whether evidence on devices of these `numbers` alone may join it, or has."""
+        if not self.root.frozen or reaches(self.root):
+            return True
+        return any(entry.known.number in numbers for entry in self.entries)
 
     def thaws_until(self, settings: Settings) -> float | None:
         """When the next entry freezes; None: all are frozen."""

@@ -115,6 +115,14 @@ _DEVICE_LEVEL = (Family.BUS, Family.QUALIFIER, Family.MEMORY, Family.DEVICE, Fam
 _EFFECTS = (Family.UNKNOWN, Family.APP, Family.RECOVERY, Family.ENGINE, Family.NOISE)
 
 
+_REACHING = (Family.SWITCH, Family.LINK, Family.GROUP, Family.NOISE)
+
+
+def reaches(entry: Entry) -> bool:
+    """Whether `explains` may join it, as root or as effect, with what is on another device."""
+    return entry.family in _REACHING or entry.known.device.kind == "node"
+
+
 def explains(root: Entry, involved: set[int], effect: Entry, window: float) -> bool:
     """Whether `effect` may be a consequence, or another view, of the fault of which `root` is the root.
 

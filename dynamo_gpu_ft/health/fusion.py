@@ -15,7 +15,7 @@ import msgspec
 from dynamo_gpu_ft.health import rules
 from dynamo_gpu_ft.health.case import Case, news
 from dynamo_gpu_ft.health.catalogue import lookup
-from dynamo_gpu_ft.health.causes import Family
+from dynamo_gpu_ft.health.causes import Family, reaches
 from dynamo_gpu_ft.health.clearing import quiet_for, recovered_at
 from dynamo_gpu_ft.health.entries import Entry, bounded
 from dynamo_gpu_ft.health.grouping import Group, group
@@ -127,7 +127,7 @@ class Fusion:
                 if entry.probe in ("step", "process") and entry.shard in gone:
                     self._intake.sign(entry.known.number, rules.cure_key(entry.first), self._now)
                 self._intake.attribute(entry, entry.first)
-            case.touched = True
+            case.changed()
         return self._answer()
 
     def deadline(self) -> float | None:
@@ -180,6 +180,8 @@ class Fusion:
                 return False
         moved = entry.fold(bounded(reading, self.settings))
         rose = raised is not None and entry.rise(raised)
+        if case is not None and moved:
+            case.due = None
         if case is not None and (rose or entry.family is Family.RECOVERY):
             case.changed()  # the driver's newest wish counts
         self._moved = self._moved or ((moved or rose) and not entry.frozen)
@@ -216,6 +218,8 @@ class Fusion:
                         case.changed()
                         self._moved = True
         for case in self._cases:
+            if case.due is not None and now < case.due:
+                continue
             self._forget(case.freeze(now, s))
             if not case.ended:
                 self._end_if_over(case)
@@ -250,25 +254,31 @@ class Fusion:
 
     def _deadline(self) -> float:
         """The earliest moment at which passing time changes anything."""
-        s = self.settings
         waiting = self._intake.repeats.deadline()
-        times = [math.inf if waiting is None else waiting]
+        first = math.inf if waiting is None else waiting
         for case in self._cases:
-            if case.ended_at is not None:
-                times.append(case.ended_at + s.window_s)
-                continue
-            if case.told is None:
-                times.append(case.tell_at(s))
-            quiet = quiet_for(case.verdict, s)
-            if quiet is not None:
-                times.append(case.last_at() + quiet)
-            recovered = recovered_at(case.entries, self._intake.signs)
-            if recovered is not None:
-                times.append(recovered + self._hold(case))
-            thaw = case.thaws_until(s)
-            if thaw is not None:
-                times.append(thaw)
-        return min(times)
+            if case.due is None:
+                case.due = self._due(case)
+            first = min(first, case.due)
+        return first
+
+    def _due(self, case: Case) -> float:
+        s = self.settings
+        if case.ended_at is not None:
+            return case.ended_at + s.window_s
+        times = []
+        if case.told is None and case.tell_at(s) > self._now:  # else it is told at the end of this batch
+            times.append(case.tell_at(s))
+        quiet = quiet_for(case.verdict, s)
+        if quiet is not None:
+            times.append(case.last_at() + quiet)
+        recovered = recovered_at(case.entries, self._intake.signs)
+        if recovered is not None:
+            times.append(recovered + self._hold(case))
+        thaw = case.thaws_until(s)
+        if thaw is not None:
+            times.append(thaw)
+        return min(times, default=math.inf)
 
     # --- grouping ---
 
@@ -279,19 +289,25 @@ class Fusion:
             self._limit_unsettled()
             pool = list(self._fresh)
             self._fresh = []
-            fixed = []
             for case in self._cases:
-                if case.root.frozen:
-                    fixed.append(Group.of(case.root, [e for e in case.entries if e.frozen]))
                 pool += [entry for entry in case.entries if not entry.frozen]
+            anywhere = any(reaches(entry) for entry in pool)
+            numbers = {entry.known.number for entry in pool}
+            fixed = [
+                Group.of(case.root, [e for e in case.entries if e.frozen])
+                for case in self._cases
+                if case.root.frozen and (anywhere or case.may_gain(numbers))
+            ]
             owners = {id(case.root): case for case in self._cases}
             for found in group(pool, fixed, self.settings.window_s):
                 self._own(found, owners)
         elif not self._intake.signed:
             return
-        self._intake.signed = False
+        signed, self._intake.signed = self._intake.signed, False
         for case in self._cases:
-            if not case.ended:
+            if signed:
+                case.due = None
+            if not case.ended and case.due is None:
                 self._end_if_over(case)
 
     def _own(self, found: Group, owners: dict[int, Case]) -> None:
@@ -330,7 +346,7 @@ class Fusion:
         for case in self._cases:
             for entry in case.entries:
                 entry.known = entry.known.now()
-            case.touched = True
+            case.changed()
 
     def _make_room(self) -> None:
         """One kind of evidence more than there is room for makes the oldest of the least severe incidents be forgotten."""
@@ -364,7 +380,7 @@ class Fusion:
 
     def _tell_one(self, case: Case) -> None:
         """Puts the case among the answers if it says anything that was not told."""
-        case.touched = False
+        case.touched, case.due = False, None
         id = case.told.id if case.told is not None else f"{self._prefix}-{case.number}"
         incident = case.incident(id, self._intake.ranks, self.settings)
         if news(incident, case.told):

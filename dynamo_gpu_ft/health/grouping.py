@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from dynamo_gpu_ft.health.causes import Family, explains, same_fault
+from dynamo_gpu_ft.health.causes import Family, explains, reaches, same_fault
 from dynamo_gpu_ft.health.entries import Entry
 
 
@@ -60,25 +60,56 @@ def touches(entry: Entry, root: Entry) -> bool:
     return entry.family is not Family.NOISE or root.family is not Family.LINK
 
 
+class _Groups:
+    """Groups in the order in which they began, findable by what they may explain: most faults stay on the devices that they touch."""
+
+    def __init__(self, fixed: Iterable[Group]) -> None:
+        self.all: list[Group] = []
+        self._wide: set[int] = set()  # positions of those that may explain what happens anywhere
+        self._on: dict[int, set[int]] = {}  # number of a device -> positions of those that touch it
+        for each in fixed:
+            self.begin(each)
+
+    def begin(self, group: Group) -> None:
+        position = len(self.all)
+        self.all.append(group)
+        if reaches(group.root):
+            self._wide.add(position)
+        for number in group.involved:
+            self._on.setdefault(number, set()).add(position)
+
+    def join(self, position: int, entry: Entry) -> None:
+        group = self.all[position]
+        group.add(entry)
+        if entry.known.number in group.involved:
+            self._on.setdefault(entry.known.number, set()).add(position)
+
+    def candidates(self, entry: Entry) -> Iterable[int]:
+        if reaches(entry):
+            return range(len(self.all))
+        return sorted(self._wide | self._on.get(entry.known.number, set()))
+
+
 def group(open_entries: Iterable[Entry], fixed: Iterable[Group], window: float) -> list[Group]:
     """Faults with all `open_entries` distributed; `fixed` ones keep what they have and may gain. Fixed ones come first."""
-    groups = list(fixed)
+    groups = _Groups(fixed)
     for entry in sorted(open_entries, key=lambda entry: entry.rank):
-        best: Group | None = None
+        best: int | None = None
         key: tuple[object, ...] | None = None
-        for candidate in groups:
+        for position in groups.candidates(entry):
+            candidate = groups.all[position]
             if candidate.may_take(entry) and explains(
                 candidate.root, candidate.involved, entry, window
             ):
                 away = entry.known.number not in candidate.involved
                 closeness = (not same_fault(candidate.root, entry), away, candidate.root.rank)
                 if key is None or closeness < key:
-                    best, key = candidate, closeness
+                    best, key = position, closeness
         if best is None:
-            groups.append(Group(entry))
+            groups.begin(Group(entry))
         else:
-            best.add(entry)
-    for each in groups:
+            groups.join(best, entry)
+    for each in groups.all:
         root, *effects = each.entries
         each.entries = [root, *sorted(effects, key=lambda entry: entry.rank)]
-    return groups
+    return groups.all

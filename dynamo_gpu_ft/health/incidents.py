@@ -24,7 +24,10 @@ class Unusable(str, Enum):
 
     @property
     def severity(self) -> int:
-        return list(Unusable).index(self)
+        return _SEVERITY[self]
+
+
+_SEVERITY = {each: place for place, each in enumerate(Unusable)}
 
 
 class Action(str, Enum):

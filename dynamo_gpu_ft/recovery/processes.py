@@ -104,6 +104,17 @@ def told_at_parents_end(number: signal.Signals) -> bool:
     started_with = Path("/proc/self/environ").read_bytes().split(b"\0")
     if not any(entry.startswith(f"{TAG_VARIABLE}=".encode()) for entry in started_with):
         return False
+    return _told(number)
+
+
+def die_with(parent: int) -> None:
+    """SIGKILL when the thread of `parent` that started this process ends; at once if `parent` is gone already."""
+    _told(signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _told(number: signal.Signals) -> bool:
     libc = ctypes.CDLL(None, use_errno=True)
     return int(libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)) == 0
 

@@ -6,6 +6,7 @@ Arguments: model folder, JSON of our settings, JSON of scenarios and engine argu
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -164,12 +165,39 @@ class InPlace(Scenarios):
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
-                tracker = b"resource_tracker" in (entry / "cmdline").read_bytes()
-                if not tracker and parent(int(entry.name)) == core:
+                helper = b"resource_tracker" in (entry / "cmdline").read_bytes()
+                helper = helper or (entry / "comm").read_text().startswith("gpu-ft-")
+                if not helper and parent(int(entry.name)) == core:
                     found.append(int(entry.name))
             except OSError:
                 continue
         return found
+
+    def nursery(self) -> int:
+        """The pid of EngineCore's nursery once it has imported all, 0 before."""
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                named = (entry / "comm").read_text() == "gpu-ft-nursery\n"
+                if named and parent(int(entry.name)) == self.core_pid():
+                    return int(entry.name)
+        return 0
+
+    async def forked(self) -> dict[str, Any]:
+        """A worker is lost while there is a nursery, and one again while the nursery is stopped."""
+        give_up = time.monotonic() + 120
+        while not (nursery := self.nursery()):
+            assert time.monotonic() < give_up, "there is no nursery"
+            await asyncio.sleep(0.05)
+        first = await self.lose("forked", 1)
+        os.kill(nursery, signal.SIGSTOP)
+        second = await self.lose("fresh", 0)
+        done = [e.detail for e in self.events if isinstance(e, StepDone) and e.step == "replace"]
+        return {
+            "tokens": first["tokens"] | second["tokens"],
+            "finish": sorted({*first["finish"], *second["finish"]}),
+            "replaced": done,
+            "nursery": processes.started_at(nursery),
+        }
 
     async def standbys_ready(self, count: int) -> None:
         give_up = time.monotonic() + 120

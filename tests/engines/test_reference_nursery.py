@@ -27,7 +27,9 @@ from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.sim.membership import MemoryStore
 settings = {"arena_dir": sys.argv[2], "arena_name": "killed", "arena_bytes": "24MiB", "ledger_bytes": "1MiB", "standbys": 1}
 engine = Engine(Options(model=sys.argv[1], tp=2, settings=settings), MemoryStore())
+until = time.monotonic() + 60
 while not engine.crew.standbys:
+    assert time.monotonic() < until, "no standby"
     engine.crew.look()
 pids = [p.pid for p in (*engine.crew.members.values(), *engine.crew.standbys)]
 print(engine._tag, engine.crew.nursery.process.pid, *pids, flush=True)

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from dynamo_gpu_ft.health import case, clearing, fusion, grouping
 from dynamo_gpu_ft.health.incidents import Action, Unusable
 from dynamo_gpu_ft.health.readings import Reading, State
+from dynamo_gpu_ft.topology import Device
 from tests.unit.fusion_world import T0, fused, link, one, probe, xid
 
 
@@ -88,3 +96,28 @@ def test_a_flapping_link_stays_a_fault_until_it_has_been_up_for_long() -> None:
 def test_a_card_without_nvlink_has_no_link_fault() -> None:
     _, told = fused([probe(0, "nvlink", State.FAILED, text="NVLink is Not Supported"), probe(1, "nvlink", State.FAILED, facts={"supported": "no"})])  # fmt: skip
     assert told == []
+
+
+def test_a_flood_of_faults_on_devices_of_their_own_costs_each_of_them_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A log that lies about its devices: what is weighed, judged and looked up grows with the readings, not with their square."""
+    calls: Counter[str] = Counter()
+
+    def counted(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            calls[name] += 1
+            return original(*args)
+
+        return call
+
+    monkeypatch.setattr(grouping, "explains", counted("explains", grouping.explains))
+    monkeypatch.setattr(case, "judge", counted("judge", case.judge))
+    monkeypatch.setattr(fusion, "recovered_at", counted("recovered_at", clearing.recovered_at))
+    flood = [
+        xid(n / 200, (79, 48, 31, 63)[n % 4], device=Device(bdf=f"{n:04x}:01:00"))
+        for n in range(800)
+    ]
+    watched, told = fused(flood)
+    assert len(watched.open()) == len(told) == 800
+    assert max(calls.values()) <= 20 * len(flood), calls

@@ -23,6 +23,7 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
 
 from dynamo_gpu_ft.engines.vllm import settings
 from dynamo_gpu_ft.engines.vllm.inplace import epochs, orders, support
+from dynamo_gpu_ft.engines.vllm.inplace.births import Births
 from dynamo_gpu_ft.engines.vllm.inplace.group import WorkerGroup
 from dynamo_gpu_ft.errors import RecoveryFailed, StoreUnavailable
 from dynamo_gpu_ft.recovery.group.base import Deadline, MembersLost
@@ -67,6 +68,7 @@ class InPlaceExecutor(MultiprocExecutor):
         self.switchboard = orders.Switchboard()
         os.environ[orders.ADDRESS_VARIABLE] = self.switchboard.address
         self.omp = OMPProcessManager(self.vllm_config)
+        self.births = Births(self, nursery=self.config.nursery)
         super()._init_executor()
 
     def _open_store(self) -> str:

@@ -86,6 +86,7 @@ class WorkerGroup:
         self.epoch = self._coordinator.found(self._members()).epoch
         limit = Deadline.after(self._executor.config.start_timeout_s)
         self._manifest = dict(enumerate(self._executor.order("recovery_weights", (None,), limit)))
+        self._executor.births.expect(self._executor.order("recovery_modules", (), limit)[0])
         self._weighed(self._manifest)
         self._note_segments()
         self._tell_members()
@@ -94,9 +95,7 @@ class WorkerGroup:
         size, tensors = sum(w.size for w in found.values()), sum(w.tensors for w in found.values())
         took = max((w.seconds for w in found.values()), default=0.0)
         what = f"{tensors} digests over {size} bytes of {len(found)} shards"
-        self._events.emit(
-            StepDone(epoch=self.epoch, step="weigh", duration_s=took, ok=True, detail=what)
-        )
+        self._step("weigh", took, what)
 
     def recover(self, lost: Mapping[int, str]) -> None:
         """Blocks until the group works again. Raises RuntimeError when it will not; the executor has failed then."""
@@ -120,16 +119,19 @@ class WorkerGroup:
                 self._events.emit(event)
 
     def maintain(self) -> None:
-        """Looks after the standbys; on the watching thread, which lives as long as EngineCore, for they are tied to it."""
+        """Looks after the nursery and the standbys; on the watching thread, which lives as long as EngineCore, for they are tied to it."""
+        self._executor.births.maintain()
         before = self._standbys.ready()
         self._standbys.maintain()
         if self._standbys.ready() != before:
             self._tell_members()
 
     def _standby(self, ready: bool, took: float, what: str) -> None:
-        self._events.emit(
-            StepDone(epoch=self.epoch, step="standby", duration_s=took, ok=ready, detail=what)
-        )
+        self._step("standby", took, what, ok=ready)
+
+    def _step(self, step: str, took: float, what: str, *, ok: bool = True) -> None:
+        done = StepDone(epoch=self.epoch, step=step, duration_s=took, ok=ok, detail=what)
+        self._events.emit(done)
 
     def _ordered(self, order: Condemn | Suspect) -> None:
         """A verdict: these workers must go, though they live; or whoever holds up a step. On the link's thread."""
@@ -169,6 +171,7 @@ class WorkerGroup:
         """Ends what is not a worker yet. Never raises. After `abandon` the line stays, for the recovery's end to be told; this
         process's end closes it."""
         self._standbys.close()
+        self._executor.births.close()
         self._gathering.end_attempt()
         if not self._abandoned:
             self._link.close()
@@ -232,14 +235,19 @@ class WorkerGroup:
         for rank in plan.lost:
             found = self._standbys.take(rank) if plan.kind is Kind.SUBSTITUTE else None
             if found is not None:
-                found.assign(Take(rank, init_method, handle, deadline.left_s, self._cpus(rank)))
+                cpus = executor.births.cpus(rank)
+                found.assign(Take(rank, init_method, handle, deadline.left_s, cpus))
             else:
-                with self._standbys.starting:
-                    found = spawn.start(executor, rank, init_method, handle, self._environment)
+                found = spawn.start(
+                    executor, rank, self._environment, init_method=init_method, queue=handle
+                )
             gathering.replacements[rank] = found
         survivors = gathering.survivors(frozenset(plan.lost))
         gathering.meet(survivors, init_method, writer, deadline)
+        started = list(gathering.replacements.values())
         gathering.install(survivors, writer, deadline)
+        for each in started:
+            self._step("replace", each.age_s, f"{each.how} for shard {each.rank}")
         self._filled = plan.lost
         self._restore(plan.lost, survivors, deadline)
         self._note_segments()
@@ -326,11 +334,6 @@ class WorkerGroup:
         inside.forget_transfers(self._executor.kv_output_aggregator)
 
     # -- who is there -----------------------------------------------------------------------------------------------------
-
-    def _cpus(self, rank: int) -> tuple[int, ...]:
-        """Where the threads of `rank` run; empty where nobody binds them."""
-        lists = getattr(self._executor.omp, "cpu_lists", None) or []
-        return tuple(lists[rank]) if rank < len(lists) else ()
 
     def _members(self) -> tuple[Member, ...]:
         return tuple(

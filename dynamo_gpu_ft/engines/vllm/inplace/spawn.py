@@ -13,8 +13,8 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from dynamo_gpu_ft.engines.vllm.inplace.orders import Go, Line, Switchboard, Take
-from dynamo_gpu_ft.recovery import processes
 from dynamo_gpu_ft.recovery.group.base import Deadline, StandbyLost
+from dynamo_gpu_ft.recovery.nursery import NurseryProcess
 
 
 @dataclass
@@ -26,12 +26,25 @@ class Replacement:
     line: Line | None = None
     at_door: bool = False
     rehearsed: bool = False
+    assigned: bool = False
     began: float = field(default_factory=time.monotonic)
     kept: Any = None  # its lock: the semaphore is gone with the parent's object, and the child opens it late
 
     @property
     def process(self) -> Any:
         return self.handle.proc
+
+    @property
+    def age_s(self) -> float:
+        """Since its start, or since it was given its place."""
+        return time.monotonic() - self.began
+
+    @property
+    def how(self) -> str:
+        """Where it comes from."""
+        if self.assigned:
+            return "standby"
+        return "forked" if isinstance(self.process, NurseryProcess) else "fresh"
 
     def look(self, switchboard: Switchboard, deadline: Deadline) -> None:
         """Takes note of how far it is. Raises StandbyLost when it is gone, or not at the door by the deadline."""
@@ -47,12 +60,13 @@ class Replacement:
                 self.rehearsed |= answer.kind == "rehearsed"
         if not self.at_door and not deadline.left_s:
             raise StandbyLost(
-                f"the replacement of shard {self.rank} was not ready to join after {time.monotonic() - self.began:.1f} s"
+                f"the replacement of shard {self.rank} was not ready to join after {self.age_s:.1f} s"
             )
 
     def assign(self, take: Take) -> None:
         """A standby becomes the replacement of a rank."""
-        self.rank = self.handle.rank = take.rank
+        self.rank, self.assigned = take.rank, True
+        self.handle.rank = take.rank
         self.began = time.monotonic()
         if self.line is None or not self.line.send(take):
             raise StandbyLost(f"the standby for shard {take.rank} (pid {self.process.pid}) is gone")
@@ -83,38 +97,18 @@ class Replacement:
 
 
 def start(
-    executor: Any, rank: int, init_method: str, queue: Any, environment: Mapping[str, str]
+    executor: Any,
+    rank: int,
+    environment: Mapping[str, str],
+    *,
+    init_method: str = "",
+    queue: Any = None,
+    standby: Mapping[str, Any] | None = None,
 ) -> Replacement:
-    """A fresh worker process for `rank`, as vLLM starts one, with `environment` too."""
+    """A process that becomes `rank`, with `environment` too, as vLLM's own are made; with `standby`, the arguments of `standby_main`, one
+    that rehearses being it and then waits for a place. Raises OSError."""
     from vllm.utils.system_utils import get_mp_context
-    from vllm.v1.executor.multiproc_executor import WorkerProc
-
-    executor.switchboard.expect([rank])
-    lock = get_mp_context().Lock()
-    with (
-        processes.environment(environment),
-        executor.omp.configure_omp_envs(rank=rank, local_rank=rank),
-    ):
-        handle = WorkerProc.make_worker_process(
-            vllm_config=executor.vllm_config,
-            local_rank=rank,
-            rank=rank,
-            distributed_init_method=init_method,
-            input_shm_handle=queue,
-            shared_worker_lock=lock,
-            is_driver_worker=executor._is_driver_worker(rank),
-        )
-    return Replacement(rank, handle, kept=lock)
-
-
-def start_standby(
-    executor: Any, rank: int, layout: str, kv_cache_configs: Any, environment: Mapping[str, str]
-) -> Replacement:
-    """A process that rehearses being `rank`, with `environment` too, and then waits for a place. Its pipes and lock are those of a worker to be."""
-    from vllm.utils.system_utils import get_mp_context
-    from vllm.v1.executor.multiproc_executor import UnreadyWorkerProcHandle
-
-    from dynamo_gpu_ft.engines.vllm.inplace.rehearsal import standby_main
+    from vllm.v1.executor.multiproc_executor import UnreadyWorkerProcHandle, WorkerProc
 
     context = get_mp_context()
     ready_reader, ready_writer = context.Pipe(duplex=False)
@@ -124,25 +118,22 @@ def start_standby(
         "vllm_config": executor.vllm_config,
         "local_rank": rank,
         "rank": rank,
-        "distributed_init_method": "",
-        "input_shm_handle": None,
+        "distributed_init_method": init_method,
+        "input_shm_handle": queue,
         "ready_pipe": ready_writer,
         "death_pipe": death_reader,
         "shared_worker_lock": lock,
         "is_driver_worker": executor._is_driver_worker(rank),
         "inherited_fds": [],
     }
-    process = context.Process(
-        target=standby_main,
-        args=(layout, kv_cache_configs, worker),
-        name=f"VllmStandby-{rank}",
-        daemon=True,
-    )
-    with (
-        processes.environment(environment),
-        executor.omp.configure_omp_envs(rank=rank, local_rank=rank),
-    ):
-        process.start()
+    if standby is None:
+        executor.switchboard.expect([rank])
+        target, arguments, name = WorkerProc.worker_main, worker, f"VllmWorker-{rank}"
+    else:
+        from dynamo_gpu_ft.engines.vllm.inplace.rehearsal import standby_main
+
+        target, arguments, name = standby_main, {**standby, "worker": worker}, f"VllmStandby-{rank}"
+    process = executor.births.start(rank, target, arguments, name, environment)
     ready_writer.close()
     death_reader.close()
     handle = UnreadyWorkerProcHandle(process, rank, ready_reader, death_writer)

@@ -23,7 +23,7 @@ PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
 
 class Standbys:
     """`count` processes, the i-th rehearsed for shard i modulo the number of ranks; any of them can take any shard, at the price of
-    loading other weights. `starting` is held while a process is started: its environment is this process's for that moment."""
+    loading other weights."""
 
     def __init__(
         self,
@@ -39,7 +39,6 @@ class Standbys:
         self._count, self._lock = count, threading.Lock()
         self._pool: list[spawn.Replacement] = []
         self._failures, self._not_before, self._closed = 0, 0.0, False
-        self.starting = threading.Lock()
         self._environment: dict[str, str] = {}
 
     def move(self, environment: Mapping[str, str]) -> None:
@@ -69,7 +68,7 @@ class Standbys:
         """Notes who is ready, buries who is dead, starts who is missing. Never raises."""
         with self._lock:
             for each in list(self._pool):
-                was_ready, took = each.rehearsed, time.monotonic() - each.began
+                was_ready, took = each.rehearsed, each.age_s
                 try:
                     limit = self._executor.config.start_timeout_s
                     patience = Deadline.after(1.0) if was_ready else Deadline(each.began + limit)
@@ -84,9 +83,9 @@ class Standbys:
                     continue
                 if each.rehearsed and not was_ready:
                     self._failures = 0
-                    self._tell(True, took, f"rehearsed for shard {each.rank}")
+                    self._tell(True, took, f"rehearsed for shard {each.rank}, {each.how}")
             missing = len(self._pool) < self._count and not self._closed
-        if missing and time.monotonic() >= self._not_before:
+        if missing and time.monotonic() >= self._not_before and not self._executor.births.soon:
             self._start()
 
     def _start(self) -> None:
@@ -94,11 +93,9 @@ class Standbys:
         having = [each.rank for each in self._pool]
         rank = min(range(min(ranks, self._count)), key=having.count)
         try:
-            with self.starting:
-                environment = self._environment
-                found = spawn.start_standby(
-                    self._executor, rank, self._layout, self._configs, environment
-                )
+            environment = self._environment
+            rehearsal = {"layout": self._layout, "kv_cache_configs": self._configs}
+            found = spawn.start(self._executor, rank, environment, standby=rehearsal)
         except OSError as error:
             _log.warning("no standby could be started: %s", error)
             self._not_before = time.monotonic() + LONGEST_PAUSE_S

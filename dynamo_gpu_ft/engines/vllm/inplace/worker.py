@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from typing import Any
 
 import torch
@@ -133,6 +134,10 @@ class InPlaceWorker(CPUWorker):
         if ranks is not None and self.rank not in ranks:
             return None
         return self.scale.weigh(self.get_model())
+
+    def recovery_modules(self) -> list[str]:
+        """What this process has imported, in that order."""
+        return [name for name in sys.modules if not name.startswith("__m")]
 
     def recovery_random(self) -> states.RandomState:
         """This rank's random state, from which every rank goes on."""
