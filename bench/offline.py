@@ -19,7 +19,7 @@ from dynamo_gpu_ft.errors import GpuFtError
 
 ROOT = Path(__file__).resolve().parents[1]
 START_DEADLINE_S = 300.0
-ANSWER_DEADLINE_S = 300.0
+ANSWER_DEADLINE_S = 900.0
 CONNECTOR = {
     "kv_connector": "GpuFtConnector",
     "kv_connector_module_path": "dynamo_gpu_ft.engines.vllm.connector",
