@@ -1,4 +1,4 @@
-// Python's place_room, place_plan, place_repair and place_examine: tables and loads come as contiguous buffers and go as bytes.
+// Python's place_room, place_plan, place_recover, place_repair and place_examine: tables and loads come as contiguous buffers and go as bytes.
 // Sizes of buffers are checked here with the GIL; all work is done without it.
 #include "bind.h"
 #include "gft_place.h"
@@ -81,6 +81,8 @@ py::tuple place_examine(const Sizes &sizes, const py::buffer &loads, const py::b
 void bind_place(py::module_ &module) {
   module.def("place_room", &place_room, py::arg("sizes"), py::arg("loads"), py::arg("alive"), py::arg("domains"));
   module.def("place_plan", &solved<gft_place_plan>, py::arg("sizes"), py::arg("loads"), py::arg("alive"), py::arg("domains"),
+             py::arg("old"), py::arg("max_moves"));
+  module.def("place_recover", &solved<gft_place_recover>, py::arg("sizes"), py::arg("loads"), py::arg("alive"), py::arg("domains"),
              py::arg("old"), py::arg("max_moves"));
   module.def("place_repair", &solved<gft_place_repair>, py::arg("sizes"), py::arg("loads"), py::arg("alive"), py::arg("domains"),
              py::arg("old"), py::arg("max_moves"));

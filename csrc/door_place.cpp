@@ -22,7 +22,15 @@ gft_status gft_place_room(const gft_place_problem *problem, uint64_t *experts) {
 gft_status gft_place_plan(const gft_place_problem *problem, int32_t *table) {
   return behind_wall([&] {
     gft::place::check(*problem);
-    gft::place::plan(*problem, {table, cells(*problem)});
+    gft::place::plan(*problem, {table, cells(*problem)}, false);
+  });
+}
+
+gft_status gft_place_recover(const gft_place_problem *problem, int32_t *table) {
+  return behind_wall([&] {
+    gft::place::check(*problem);
+    if (!problem->old) gft::fail(GFT_INVALID, "a recovery of no placement; give the old one");
+    gft::place::plan(*problem, {table, cells(*problem)}, true);
   });
 }
 

@@ -28,6 +28,10 @@ gft_status gft_place_room(const gft_place_problem *problem, uint64_t *experts);
 /* Writes [layers, ranks * slots]. With `old`, changes as little as coverage needs and then at most `max_moves` slots.
  * GFT_FULL when there is no room. */
 gft_status gft_place_plan(const gft_place_problem *problem, int32_t *table);
+/* The same with `old`, where `max_moves` bounds all changes together. Experts without a live copy come first, whatever it costs; then layers
+ * get the copies that are asked for, those first in which the busiest rank has most to do, the last one perhaps in part (a layer that has to
+ * be placed anew: not at all); what is left of `max_moves` improves the balance. */
+gft_status gft_place_recover(const gft_place_problem *problem, int32_t *table);
 /* Empties the dead ranks' slots of `old` and gives every expert without a live copy a slot of one that has several, hottest first; when
  * fewer slots are left than experts, the coldest stay without. Nothing else moves. */
 gft_status gft_place_repair(const gft_place_problem *problem, int32_t *table);

@@ -1,8 +1,7 @@
 // Lowers the load of the busiest rank by one change: a spare copy elsewhere becomes one of its hot experts, it swaps a copy with an
-// idle rank, or two experts swap their groups.
+// idle rank, or two experts swap their groups. What a change would gain is reckoned first, whether it is allowed is asked last.
 #include <algorithm>
 #include <numeric>
-#include <optional>
 
 #include "steps.h"
 
@@ -11,11 +10,21 @@ namespace {
 
 constexpr size_t kIdle = 4;  // ranks with least to do that a swap is tried with
 
+enum class Kind { none, replace, swap, exchange };
+
 struct Change {
-  int64_t gain = 0;  // units per changed slot by which the busiest of the ranks concerned has less
-  uint32_t slots = 0;
-  std::vector<uint32_t> out;                            // slots that are emptied
-  std::vector<std::pair<uint32_t, uint32_t>> in;        // then (expert, slot)
+  Kind kind = Kind::none;
+  int64_t gain = 0;    // units per changed slot by which the busiest of the ranks concerned has less
+  uint32_t slots = 0;  // that change
+  uint32_t hot = kNone, here = kNone;   // an expert of the busiest rank, and its slot
+  uint32_t there = kNone;               // the slot that it gets
+  uint32_t cold = kNone, group = kNone;  // exchange: the expert that comes in return, and its group
+};
+
+// An occupied slot, or an empty one (expert kNone).
+struct Held {
+  uint32_t slot, expert;
+  int64_t share;
 };
 
 class Search {
@@ -23,155 +32,184 @@ class Search {
   Search(Layer &layer, std::span<const uint8_t> alive, uint64_t moves, int64_t least)
       : layer_(layer), alive_(alive), moves_(moves), busy_(layer.busiest()), top_(layer.load[busy_]) {
     best_.gain = std::max<int64_t>(least, 1) - 1;
-    std::vector<uint32_t> order;
-    for (uint32_t rank = 0; rank < layer.ranks; ++rank)
-      if (alive[rank] && rank != busy_) order.push_back(rank);
-    size_t count = std::min(kIdle, order.size());
-    std::partial_sort(order.begin(), order.begin() + static_cast<long>(count), order.end(), [&](uint32_t a, uint32_t b) {
-      return layer.load[a] != layer.load[b] ? layer.load[a] < layer.load[b] : a < b;
-    });
-    idle_.assign(order.begin(), order.begin() + static_cast<long>(count));
+    for (const Held &held : on_rank(busy_))
+      if (held.expert != kNone) mine_.push_back(held);
+    std::stable_sort(mine_.begin(), mine_.end(), [](const Held &a, const Held &b) { return a.share > b.share; });
+    for (uint32_t rank = 0; rank < layer.ranks; ++rank) {
+      if (!alive[rank] || rank == busy_) continue;
+      auto less_to_do = [&](uint32_t a, uint32_t b) { return layer.load[a] < layer.load[b]; };
+      auto at = std::upper_bound(idle_.begin(), idle_.end(), rank, less_to_do);
+      if (at == idle_.end() && idle_.size() == kIdle) continue;
+      idle_.insert(at, rank);
+      if (idle_.size() > kIdle) idle_.pop_back();
+    }
   }
 
-  const Change *run() {
+  const Change &run() {
     if (moves_ >= 1) replacements();
-    if (moves_ >= 2) swaps();
-    if (moves_ >= 2 * layer_.sets.copies) exchanges();
-    return best_.slots ? &best_ : nullptr;
+    swaps();
+    if (moves_ >= 2 * uint64_t{layer_.sets.copies}) exchanges();
+    return best_;
   }
 
  private:
-  void offer(int64_t peak, uint32_t slots, std::vector<uint32_t> out, std::vector<std::pair<uint32_t, uint32_t>> in) {
-    int64_t gain = (top_ - peak) / slots;
-    if (gain > best_.gain) best_ = {gain, slots, std::move(out), std::move(in)};
-  }
-
-  // A slot that may get another expert: what its rank loses with the copy in it, and what the other copies of that get each.
-  struct Spare {
-    uint32_t slot, rank;
-    int64_t gone = 0, more = 0;
-  };
-
-  std::vector<Spare> spares() const {
-    std::vector<Spare> found;
-    for (uint32_t slot = 0; slot < layer_.table.size(); ++slot) {
-      uint32_t rank = layer_.rank(slot);
-      if (!alive_[rank] || rank == busy_ || layer_.load[rank] >= top_) continue;
-      if (layer_.table[slot] == kEmpty) {
-        found.push_back({slot, rank});
-        continue;
-      }
+  std::vector<Held> on_rank(uint32_t rank) const {
+    std::vector<Held> found;
+    found.reserve(layer_.slots);
+    for (uint32_t slot = rank * layer_.slots; slot < (rank + 1) * layer_.slots; ++slot) {
+      bool empty = layer_.table[slot] == kEmpty;
       auto expert = static_cast<uint32_t>(layer_.table[slot]);
-      uint32_t copies = layer_.copies(expert);
-      if (copies <= layer_.sets.copies || !layer_.covered(expert, slot)) continue;
-      int64_t gone = layer_.share(expert);
-      found.push_back({slot, rank, gone, layer_.share(expert, copies - 1) - gone});
+      found.push_back({slot, empty ? kNone : expert, empty ? 0 : layer_.share(expert)});
     }
     return found;
   }
 
-  // What the busy rank and the other holders of the spare copy's expert would have at most, if it became a copy of a hot expert; each
-  // copy of that has `less` to do then. No rank but those concerned is looked at.
-  int64_t after_replacing(const Spare &spare, int64_t less) const {
-    int64_t here = top_ - less, peak = 0;
-    if (layer_.table[spare.slot] == kEmpty) return here;
-    for (uint32_t other : layer_.at[static_cast<uint32_t>(layer_.table[spare.slot])]) {
-      uint32_t rank = layer_.rank(other);
-      if (rank == busy_) here += spare.more;
-      else if (rank != spare.rank) peak = std::max(peak, layer_.load[rank] + spare.more - (hot_on_[rank] ? less : 0));
-    }
-    return std::max(here, peak);
+  // What the busiest of the ranks concerned has to get rid of for a change of so many slots to be better than the best one so far.
+  int64_t wanted(uint32_t slots) const { return (best_.gain + 1) * slots; }
+
+  // A slot that may get another expert, as far as copies are counted; `left`: what its rank has to do without the copy in it.
+  struct Spare {
+    uint32_t slot, rank;
+    int64_t left;
+  };
+
+  // The spare copies of one expert, or all empty slots (kNone): where in `spares_` they are, and the least that is left of them.
+  struct Giver {
+    uint32_t expert;
+    size_t begin, end;
+    int64_t least;
+  };
+
+  void offer_spare(uint32_t slot, int64_t gone, Giver &giver) {
+    uint32_t rank = layer_.rank(slot);
+    int64_t left = layer_.load[rank] - gone;
+    if (rank == busy_ || !alive_[rank] || top_ - left < wanted(1)) return;
+    spares_.push_back({slot, rank, left});
+    giver.least = std::min(giver.least, left);
+    giver.end = spares_.size();
   }
 
+  void find_givers() {
+    auto begun = [&](uint32_t expert) { return Giver{expert, spares_.size(), spares_.size(), INT64_MAX}; };
+    Giver empty = begun(kNone);
+    for (uint32_t rank = 0; rank < layer_.ranks; ++rank)
+      if (alive_[rank] && layer_.free[rank]) offer_spare(layer_.empty_slot(rank), 0, empty);
+    if (empty.begin < empty.end) givers_.push_back(empty);
+    for (uint32_t expert = 0; expert < layer_.experts; ++expert) {
+      if (layer_.copies(expert) <= layer_.sets.copies) continue;
+      Giver giver = begun(expert);
+      for (uint32_t slot = layer_.first(expert); slot != kNone; slot = layer_.next(slot)) offer_spare(slot, layer_.share(expert), giver);
+      if (giver.begin < giver.end) givers_.push_back(giver);
+    }
+    hot_on_.assign(layer_.ranks, kNone);
+  }
+
+  // What the other holders of an expert would have at most if it had a copy less and the hot expert one more, each copy of which has `less`
+  // to do then; and which of them has that, because it may be the one that gives its copy up.
+  struct Others {
+    uint32_t most_on = kNone;
+    int64_t most = 0, next = 0;
+  };
+
+  Others others(uint32_t expert, uint32_t hot, int64_t less) const {
+    Others found;
+    if (expert == kNone) return found;
+    int64_t more = layer_.share(expert, layer_.copies(expert) - 1) - layer_.share(expert);
+    for (uint32_t slot = layer_.first(expert); slot != kNone; slot = layer_.next(slot)) {
+      uint32_t rank = layer_.rank(slot);
+      int64_t then = layer_.load[rank] + more - (hot_on_[rank] == hot ? less : 0);
+      if (then > found.most) found.next = found.most, found.most = then, found.most_on = rank;
+      else found.next = std::max(found.next, then);
+    }
+    return found;
+  }
+
+  // A spare copy becomes one of an expert of the busiest rank. No rank but those concerned is looked at.
   void replacements() {
-    auto found = spares();
-    for (uint32_t here = busy_ * layer_.slots; here < (busy_ + 1) * layer_.slots; ++here) {
-      if (layer_.table[here] == kEmpty) continue;
-      auto hot = static_cast<uint32_t>(layer_.table[here]);
-      int64_t then = layer_.share(hot, layer_.copies(hot) + 1), less = layer_.share(hot) - then;
-      if (less <= best_.gain) continue;
-      hot_on_.assign(layer_.ranks, 0);
-      for (uint32_t slot : layer_.at[hot]) hot_on_[layer_.rank(slot)] = 1;
-      for (const Spare &spare : found) {
-        int64_t there = layer_.load[spare.rank] - spare.gone + then;
-        if (hot_on_[spare.rank] || top_ - there <= best_.gain) continue;
-        int64_t peak = std::max(there, after_replacing(spare, less));
-        if (top_ - peak <= best_.gain) continue;
-        offer(peak, 1, layer_.table[spare.slot] == kEmpty ? std::vector<uint32_t>{} : std::vector{spare.slot}, {{hot, spare.slot}});
+    for (const Held &held : mine_) {
+      int64_t then = layer_.share(held.expert, layer_.copies(held.expert) + 1), less = held.share - then;
+      if (less < wanted(1)) continue;
+      if (hot_on_.empty()) find_givers();
+      for (uint32_t slot = layer_.first(held.expert); slot != kNone; slot = layer_.next(slot)) hot_on_[layer_.rank(slot)] = held.expert;
+      for (const Giver &giver : givers_) {
+        if (giver.least + then > top_ - wanted(1)) continue;
+        Others all = others(giver.expert, held.expert, less);
+        if (all.next <= top_ - wanted(1)) replacement(held, giver, all, then);
       }
+    }
+  }
+
+  void replacement(const Held &held, const Giver &giver, const Others &all, int64_t then) {
+    for (size_t i = giver.begin; i < giver.end; ++i) {
+      const Spare &spare = spares_[i];
+      if (hot_on_[spare.rank] == held.expert) continue;
+      int64_t peak = std::max({top_ - (held.share - then), spare.left + then, all.most_on == spare.rank ? all.next : all.most});
+      bool lower = best_.hot == held.expert && top_ - peak == best_.gain && spare.slot < best_.there;  // of equals the lowest number
+      if (top_ - peak < wanted(1) && !lower) continue;
+      if (giver.expert != kNone && !layer_.covered(giver.expert, spare.slot)) continue;
+      best_ = {Kind::replace, top_ - peak, 1, held.expert, held.slot, spare.slot};
     }
   }
 
   void swaps() {
-    for (uint32_t here = busy_ * layer_.slots; here < (busy_ + 1) * layer_.slots; ++here) {
-      if (layer_.table[here] == kEmpty) continue;
-      auto hot = static_cast<uint32_t>(layer_.table[here]);
-      for (uint32_t rank : idle_) {
-        if (layer_.on(hot, rank)) continue;
-        for (uint32_t there = rank * layer_.slots; there < (rank + 1) * layer_.slots; ++there) swap(hot, here, there);
+    for (uint32_t rank : idle_) {
+      int64_t room = top_ - layer_.load[rank];
+      if (room < 2 * wanted(1)) return;  // the other idle ranks have less
+      auto theirs = on_rank(rank);
+      for (const Held &hot : mine_) {
+        if (hot.share < wanted(1)) break;
+        for (const Held &cold : theirs) {
+          uint32_t slots = cold.expert == kNone ? 1 : 2;
+          int64_t difference = hot.share - cold.share, least = wanted(slots);
+          if (difference < least || room - difference < least || slots > moves_) continue;
+          if (layer_.on(hot.expert, rank) || !layer_.covered(hot.expert, hot.slot, cold.slot)) break;
+          if (cold.expert != kNone && (layer_.on(cold.expert, busy_) || !layer_.covered(cold.expert, cold.slot, hot.slot))) continue;
+          best_ = {Kind::swap, std::min(difference, room - difference) / slots, slots, hot.expert, hot.slot, cold.slot};
+        }
       }
     }
   }
 
-  void swap(uint32_t hot, uint32_t here, uint32_t there) {
-    int32_t cold = layer_.table[there];
-    int64_t difference = layer_.share(hot) - (cold == kEmpty ? 0 : layer_.share(static_cast<uint32_t>(cold)));
-    int64_t peak = std::max(top_ - difference, layer_.load[layer_.rank(there)] + difference);
-    if (difference <= 0 || (top_ - peak) / 2 <= best_.gain || !layer_.covered(hot, here, there)) return;
-    if (cold == kEmpty) return offer(peak, 1, {here}, {{hot, there}});
-    auto c = static_cast<uint32_t>(cold);
-    if (layer_.on(c, busy_) || !layer_.covered(c, there, here)) return;
-    offer(peak, 2, {here, there}, {{hot, there}, {c, here}});
+  // The busiest of the ranks of a group that an expert is on; -1 where it has not just the copies there that it needs.
+  int64_t busiest_inside(uint32_t expert, uint32_t group) const {
+    int64_t most = 0;
+    uint32_t copies = 0;
+    for (uint32_t slot = layer_.first(expert); slot != kNone; slot = layer_.next(slot)) {
+      uint32_t rank = layer_.rank(slot);
+      if (layer_.sets.group_of[rank] == group) most = std::max(most, layer_.load[rank]), ++copies;
+    }
+    return copies == layer_.sets.copies ? most : -1;
+  }
+  // Whether an expert is on a rank of a group that another one is on as well.
+  bool meets(uint32_t expert, uint32_t other, uint32_t group) const {
+    for (uint32_t slot = layer_.first(other); slot != kNone; slot = layer_.next(slot)) {
+      uint32_t rank = layer_.rank(slot);
+      if (layer_.sets.group_of[rank] == group && layer_.on(expert, rank)) return true;
+    }
+    return false;
   }
 
-  // The slots of an expert on all members of a group of just as many as it needs; empty when it is not on each of them.
-  std::vector<uint32_t> column(uint32_t expert, const std::vector<uint32_t> &group) const {
-    std::vector<uint32_t> found;
-    for (uint32_t rank : group)
-      for (uint32_t slot : layer_.at[expert])
-        if (layer_.rank(slot) == rank) found.push_back(slot);
-    return found.size() == group.size() ? found : std::vector<uint32_t>{};
-  }
-
+  // Two experts swap all their copies inside their groups.
   void exchanges() {
     uint32_t home = layer_.sets.group_of[busy_];
-    if (home == kNone) return;
-    const auto &mine = layer_.sets.members[home];
-    if (mine.size() != layer_.sets.copies || mine.size() < 2) return;
-    for (uint32_t here = busy_ * layer_.slots; here < (busy_ + 1) * layer_.slots; ++here) {
-      if (layer_.table[here] == kEmpty) continue;
-      auto hot = static_cast<uint32_t>(layer_.table[here]);
-      auto out = column(hot, mine);
-      if (out.empty()) continue;
-      for (uint32_t rank : idle_) {
-        uint32_t group = layer_.sets.group_of[rank];
-        if (group == kNone || group == home || layer_.sets.members[group].size() != mine.size()) continue;
-        exchange(hot, out, mine, rank, layer_.sets.members[group]);
+    if (home == kNone || layer_.sets.copies < 2) return;
+    uint32_t slots = 2 * layer_.sets.copies;
+    for (uint32_t rank : idle_) {
+      uint32_t group = layer_.sets.group_of[rank];
+      int64_t room = top_ - layer_.load[rank];
+      if (group == kNone || group == home || room < 2 * wanted(slots)) continue;
+      auto colds = on_rank(rank);
+      for (const Held &hot : mine_) {
+        if (hot.share < wanted(slots)) break;
+        for (const Held &cold : colds) {
+          int64_t difference = hot.share - cold.share, least = wanted(slots);
+          if (cold.expert == kNone || difference < least || room - difference < least) continue;
+          int64_t busiest = busiest_inside(cold.expert, group);
+          if (busiest < 0 || top_ - busiest - difference < least || busiest_inside(hot.expert, home) < 0) continue;
+          if (meets(hot.expert, cold.expert, group) || meets(cold.expert, hot.expert, home)) continue;
+          best_ = {Kind::exchange, std::min(difference, top_ - busiest - difference) / slots, slots, hot.expert, hot.slot, cold.slot, cold.expert, group};
+        }
       }
-    }
-  }
-
-  void exchange(uint32_t hot, const std::vector<uint32_t> &out, const std::vector<uint32_t> &mine, uint32_t idle,
-                const std::vector<uint32_t> &theirs) {
-    for (uint32_t rank : theirs)
-      if (layer_.on(hot, rank)) return;
-    for (uint32_t there = idle * layer_.slots; there < (idle + 1) * layer_.slots; ++there) {
-      if (layer_.table[there] == kEmpty) continue;
-      auto cold = static_cast<uint32_t>(layer_.table[there]);
-      int64_t difference = layer_.share(hot) - layer_.share(cold), peak = 0;
-      if (difference <= 0) continue;
-      for (uint32_t rank : mine) peak = std::max(peak, layer_.load[rank] - difference);
-      for (uint32_t rank : theirs) peak = std::max(peak, layer_.load[rank] + difference);
-      uint32_t slots = 2 * layer_.sets.copies;
-      if ((top_ - peak) / slots <= best_.gain) continue;
-      auto back = column(cold, theirs);
-      if (back.empty() || std::any_of(mine.begin(), mine.end(), [&](uint32_t rank) { return layer_.on(cold, rank); })) continue;
-      std::vector<uint32_t> emptied = out;
-      emptied.insert(emptied.end(), back.begin(), back.end());
-      std::vector<std::pair<uint32_t, uint32_t>> filled;
-      for (uint32_t slot : back) filled.emplace_back(hot, slot);
-      for (uint32_t slot : out) filled.emplace_back(cold, slot);
-      offer(peak, slots, std::move(emptied), std::move(filled));
     }
   }
 
@@ -180,21 +218,47 @@ class Search {
   uint64_t moves_;
   uint32_t busy_;
   int64_t top_;
-  std::vector<uint32_t> idle_;
-  std::vector<uint8_t> hot_on_;  // of each rank: whether it has a copy of the expert that `replacements` looks at
+  std::vector<Held> mine_;      // what the busiest rank has, hottest first
+  std::vector<uint32_t> idle_;  // ranks with least to do, least first
+  std::vector<uint32_t> hot_on_;  // of each rank: the last expert looked at that it has a copy of
+  std::vector<Giver> givers_;
+  std::vector<Spare> spares_;
   Change best_;
 };
+
+// Takes an expert out of a group; returns its slots there, lowest first.
+std::vector<uint32_t> taken(Layer &layer, uint32_t expert, uint32_t group) {
+  std::vector<uint32_t> found;
+  for (uint32_t slot = layer.first(expert); slot != kNone; slot = layer.next(slot))
+    if (layer.sets.group_of[layer.rank(slot)] == group) found.push_back(slot);
+  std::sort(found.begin(), found.end());
+  for (uint32_t slot : found) layer.take(slot);
+  return found;
+}
+
+void make(Layer &layer, const Change &change) {
+  if (change.kind == Kind::exchange) {
+    auto out = taken(layer, change.hot, layer.sets.group_of[layer.rank(change.here)]);
+    auto back = taken(layer, change.cold, change.group);
+    for (uint32_t slot : back) layer.put(change.hot, slot);
+    for (uint32_t slot : out) layer.put(change.cold, slot);
+    return;
+  }
+  int32_t former = layer.table[change.there];
+  if (former != kEmpty) layer.take(change.there);
+  if (change.kind == Kind::swap) layer.take(change.here);
+  layer.put(change.hot, change.there);
+  if (change.kind == Kind::swap && former != kEmpty) layer.put(static_cast<uint32_t>(former), change.here);
+}
 
 }  // namespace
 
 uint32_t improve(Layer &layer, std::span<const uint8_t> alive, uint64_t moves, int64_t least) {
   if (moves == 0) return 0;
-  const Change *change;
   Search search(layer, alive, moves, least);
-  if (!(change = search.run())) return 0;
-  for (uint32_t slot : change->out) layer.take(slot);
-  for (auto [expert, slot] : change->in) layer.put(expert, slot);
-  return change->slots;
+  const Change &change = search.run();
+  if (change.kind != Kind::none) make(layer, change);
+  return change.slots;
 }
 
 }  // namespace gft::place

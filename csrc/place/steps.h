@@ -22,8 +22,9 @@ void top_up(Layer &layer, std::span<const uint8_t> alive, bool coldest = false);
 uint32_t improve(Layer &layer, std::span<const uint8_t> alive, uint64_t moves, int64_t least);
 
 // Covers the experts that are not, hottest first, each with as few changed slots as can be, at the price of spare copies of others.
-// False when that does not get them all covered; the layer is then half changed.
-bool cover(Layer &layer);
+// False when that does not get them all covered, or takes more than `changes` slots; what was done until then stays, and no expert has
+// lost its last copy by it.
+bool cover(Layer &layer, uint64_t changes = UINT64_MAX);
 
 // Gives each expert without a copy the slot whose loss hurts least, hottest first, as far as there is room. No rank gets more than `most` over all layers (`got` counts), unless
 // there is no other.

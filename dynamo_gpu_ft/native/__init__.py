@@ -93,6 +93,15 @@ class Core(Protocol):
         old: bytes | None,
         max_moves: int,
     ) -> bytes: ...
+    def place_recover(
+        self,
+        sizes: _core.PlaceSizes,
+        loads: bytes,
+        alive: bytes,
+        domains: bytes,
+        old: bytes | None,
+        max_moves: int,
+    ) -> bytes: ...
     def place_repair(
         self,
         sizes: _core.PlaceSizes,

@@ -27,6 +27,7 @@ from dynamo_gpu_ft.native._disk import disk_users as disk_users
 from dynamo_gpu_ft.native._place import PlaceSizes as PlaceSizes
 from dynamo_gpu_ft.native._place import place_examine as place_examine
 from dynamo_gpu_ft.native._place import place_plan as place_plan
+from dynamo_gpu_ft.native._place import place_recover as place_recover
 from dynamo_gpu_ft.native._place import place_repair as place_repair
 from dynamo_gpu_ft.native._place import place_room as place_room
 from dynamo_gpu_ft.native._watch import LogReader as LogReader

@@ -15,6 +15,11 @@ def place_plan(
 ) -> bytes:
     """A table. "full" when there is no room, "invalid" for sizes or loads beyond their limits."""
 
+def place_recover(
+    sizes: PlaceSizes, loads: bytes, alive: bytes, domains: bytes, old: bytes | None, max_moves: int
+) -> bytes:
+    """As place_plan with `old`, where `max_moves` bounds all changes together, but for experts without any copy."""
+
 def place_repair(
     sizes: PlaceSizes, loads: bytes, alive: bytes, domains: bytes, old: bytes | None, max_moves: int
 ) -> bytes:

@@ -15,8 +15,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 #: What tests/native/programs/placement.cpp prints for 2000 cases of seed 1; test_programs.py compares with it as well.
-PROGRAM = "34349b402143c9c0"
-PLANS = "e74584c396c60131827e3b1fd7603ded"
+PROGRAM = "a044dd73eca5c673"
+PLANS = "4bebd5b86e7d056508b189872d385915"
 
 SHIM = """
 #include <string>
@@ -38,7 +38,8 @@ for alpha in ("0.3", "1.0"):
         alive = [rank != 3 for rank in range(ranks)]
         after = planner.repair(found.placement, first, alive=alive, domains=domains)
         again = planner.plan(second, ranks=ranks, slots=slots, domains=domains, aim=aim, old=found.placement, budget_bytes=100)
-        for plan in (found, after, again):
+        lost = planner.recover(found.placement, first, alive=alive, domains=domains, aim=aim, budget_bytes=500)
+        for plan in (found, after, again, lost.repaired, lost.rebalanced):
             whole.update(plan.placement.table + repr(plan.moves).encode() + repr(plan.certificate).encode())
 print(whole.hexdigest())
 """

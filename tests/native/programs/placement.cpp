@@ -83,6 +83,23 @@ static void check_facts(const World &world, const gft_place_problem &problem, co
   for (uint32_t ppm : balance) CHECK(ppm <= 1000000);
 }
 
+// What a recovery changes is what it may, orphans apart, and no expert is without a copy while there is room.
+static void check_recovery(const World &world, const std::vector<int32_t> &table, uint64_t allowed) {
+  uint64_t changed = 0, orphans = 0, room = 0;
+  for (uint8_t lives : world.alive) room += lives ? world.slots : 0;
+  for (uint32_t layer = 0; layer < world.layers; ++layer) {
+    for (auto &ranks : world.holders(world.old, layer)) orphans += ranks.empty();
+    uint64_t held = 0;
+    for (auto &ranks : world.holders(table, layer)) held += !ranks.empty();
+    CHECK(held == std::min<uint64_t>(world.experts, room));
+  }
+  for (size_t i = 0; i < table.size(); ++i) {
+    CHECK(table[i] < 0 || world.alive[i % world.width() / world.slots]);
+    changed += table[i] >= 0 && table[i] != world.old[i];
+  }
+  CHECK(changed <= std::max(orphans, allowed));
+}
+
 static void one_world(Random &random, bool small) {
   World world(random, small);
   auto problem = world.problem(random.below(2) ? UINT64_MAX : random.below(10));
@@ -99,6 +116,11 @@ static void one_world(Random &random, bool small) {
   }
   if (world.old.empty()) return;
   std::fill(table.begin(), table.end(), -7);
+  if (status == GFT_OK) {
+    CHECK(gft_place_recover(&problem, table.data()) == GFT_OK);
+    check_recovery(world, table, problem.max_moves);
+    digest(table);
+  }
   status = gft_place_repair(&problem, table.data());
   if (status != GFT_OK) return;
   ++repaired;
@@ -122,6 +144,7 @@ static void lies(Random &random) {
     auto problem = own.problem(0);
     change(own, problem);
     CHECK(gft_place_plan(&problem, table.data()) == GFT_INVALID);
+    CHECK(gft_place_recover(&problem, table.data()) == GFT_INVALID);
     CHECK(gft_place_repair(&problem, table.data()) == GFT_INVALID);
     CHECK(std::strlen(gft_last_error()) > 20);
   };
