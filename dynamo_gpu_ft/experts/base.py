@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import msgspec
@@ -95,6 +95,17 @@ class Aim(msgspec.Struct, frozen=True, kw_only=True):
     mode: Mode = "instant"
     losses: int = 1
     domain: Level = "gpu"
+
+    def weaker(self) -> Iterator[Aim]:
+        """This aim, then ever less: finer domains, fewer losses, refill for instant; at last that every expert has a copy."""
+        for level in reversed(LEVELS[: LEVELS.index(self.domain) + 1]):
+            yield Aim(mode=self.mode, losses=self.losses, domain=level)
+        for losses in range(self.losses - 1, 0, -1):
+            yield Aim(mode=self.mode, losses=losses)
+        if self.mode == "instant":
+            yield from Aim(mode="refill", losses=self.losses, domain=self.domain).weaker()
+        elif self.losses:
+            yield Aim(mode="refill", losses=0)
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,6 +225,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
     copies     fewest live copies of any expert, per layer
     one, two   (survived, all) of the losses of one and of any two live ranks
     domains    the same of one whole domain, per level: tray, node, nvlink
+    room       slots of a layer that are left after the worst loss that the aim names; for refill at least one for each expert
     balance    mean / max of the ranks' loads in parts per million, per layer; each copy of an expert takes an equal share
     bytes, worst  of the moves: in all, and of the rank that receives most
     digest     hexadecimal BLAKE2b-128 of the table and the loads that this speaks of
@@ -225,6 +237,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
     one: tuple[int, int]
     two: tuple[int, int]
     domains: dict[str, tuple[int, int]]
+    room: int
     balance: tuple[int, ...]
     bytes: int
     worst: int
@@ -237,6 +250,21 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     placement: Placement
     moves: tuple[Move, ...]
     certificate: Certificate
+
+
+class Recovery(msgspec.Struct, frozen=True, kw_only=True):
+    """What follows a loss, in two stages.
+
+    repaired    orphans alone have moved: what has to land before every expert can be asked again; nothing where each had a live copy
+    rebalanced  copies and balance restored, as far as slots and budget allow; its moves start from `repaired`
+    aim         the most of what was asked for that the slots which are left allow
+    missing     (layer, expert) pairs that are without the copies of `aim` for want of budget: the same call goes on from `rebalanced`
+    """
+
+    repaired: Plan
+    rebalanced: Plan
+    aim: Aim
+    missing: int
 
 
 def digest(placement: Placement, loads: bytes) -> str:

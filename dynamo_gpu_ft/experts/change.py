@@ -6,6 +6,7 @@ Pure: adding or removing redundant experts, moving them, filling a rank that cam
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -84,7 +85,7 @@ def _batch(now: list[int], target: tuple[int, ...], slots: int, spare: int) -> d
     filling = {p: target[p] for p in pending if now[p] < 0}
     if filling:
         return filling
-    left = {e: now.count(e) for e in set(now) if e >= 0}
+    left = Counter(e for e in now if e >= 0)
     used: dict[int, int] = {}
     batch: dict[int, int] = {}
     for p in pending:

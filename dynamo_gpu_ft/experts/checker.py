@@ -45,6 +45,7 @@ def check(
         "digest": (certificate.digest, digest(placement, packed)),
         "copies": (certificate.copies, tuple(_fewest(placement, alive))),
         "balance": (certificate.balance, tuple(_balance(placement, rows, alive))),
+        "room": (certificate.room, _room(placement, certificate, domains)),
         "bytes": (certificate.bytes, sum(move.bytes for move in moves)),
         "worst": (certificate.worst, _worst(moves, placement.slots)),
         **_survived(placement, certificate, domains),
@@ -117,11 +118,23 @@ def _survived(
     }
 
 
+def _room(placement: Placement, certificate: Certificate, domains: Domains) -> int:
+    """Slots of a layer after the loss that leaves fewest: of as many ranks as the aim says, or of one whole domain."""
+    aim, alive = certificate.aim, certificate.alive
+    losses = [alive[: max(0, aim.losses)]]
+    if aim.domain != "gpu":
+        losses += domains.members(aim.domain).values()
+    return placement.slots * min(len(set(alive) - set(lost)) for lost in losses)
+
+
 def _aim_met(placement: Placement, certificate: Certificate, domains: Domains) -> None:
     aim: Aim = certificate.aim
     if min(certificate.copies) < 1:
         raise _false("aim", aim, "every expert has a live copy")
     if aim.mode != "instant":
+        if certificate.room < placement.experts:
+            rule = f"a slot for each of {placement.experts} experts after the worst loss"
+            raise _false("aim", f"{aim}, room for {certificate.room}", rule)
         return
     for layer, held in enumerate(_holders(placement, certificate.alive)):
         for expert, ranks in enumerate(held):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, compress
 from operator import ne
 from typing import Any
@@ -24,6 +24,7 @@ from dynamo_gpu_ft.experts.base import (
     Move,
     Placement,
     Plan,
+    Recovery,
     digest,
 )
 
@@ -113,7 +114,65 @@ def repair(
             remedy="more slots per rank, or partial=True and a masked router",
         )
     table = _call("place_repair", problem, placement.table, 0)
-    return _finished(problem, table, placement, expert_bytes)
+    # The slots that are left may have no room for the next loss: the certificate names what they have.
+    held = next(
+        (a for a in aim.weaker() if a.mode == "refill" and _left(problem, a) >= problem.experts),
+        Aim(mode="refill", losses=0),
+    )
+    return _finished(replace(problem, aim=held), table, placement, expert_bytes)
+
+
+def recover(
+    placement: Placement,
+    loads: Any,
+    *,
+    alive: Sequence[bool],
+    domains: Domains | None = None,
+    aim: Aim = Aim(),  # noqa: B008 - frozen
+    budget_bytes: int | None = None,
+    expert_bytes: int = 1,
+) -> Recovery:
+    """Everything that follows a loss: `placement` repaired, then copies and balance on the ranks that live.
+
+    Orphans move whatever it costs. Of what `budget_bytes` leaves then (None: whatever is worth it), layers get the copies back that the
+    aim needs, those first in which the busiest rank has most to do; the rest improves the balance. Where the live slots cannot meet the
+    aim the next weaker one is taken. Raises `PlacementError` when fewer slots are left than experts."""
+    repaired = repair(
+        placement, loads, alive=alive, domains=domains, aim=aim, expert_bytes=expert_bytes
+    )
+    start = repaired.placement
+    wish = _problem(loads, start.ranks, start.slots, domains, aim, alive)
+    room = (start.experts, start.ranks, start.slots, wish.domains)
+    aim = next(a for a in aim.weaker() if _room(*room, a, alive) >= start.experts)
+    changes = NO_LIMIT
+    if budget_bytes is not None:
+        changes = max(0, budget_bytes - repaired.certificate.bytes) // max(1, expert_bytes)
+    problem = replace(wish, aim=aim)
+    table = _call("place_recover", problem, start.table, changes)
+    found = _finished(problem, table, start, expert_bytes)
+    missing = _missing(problem, found)
+    if missing:
+        held = next(a for a in aim.weaker() if a.mode == "refill" and _left(problem, a) >= start.experts)  # fmt: skip
+        problem = replace(problem, aim=held)
+        found = _finished(problem, table, start, expert_bytes)
+    return Recovery(repaired=repaired, rebalanced=found, aim=aim, missing=missing)
+
+
+def _missing(problem: _Problem, plan: Plan) -> int:
+    """(layer, expert) pairs whose live copies lie in too few domains for the aim."""
+    aim, found = problem.aim, plan.certificate
+    if aim.mode != "instant":
+        return 0
+    whole = [found.one, *(found.domains[level] for level in (aim.domain,) if level != "gpu")]
+    if aim.losses == 1 and min(found.copies) > 1 and all(s == every for s, every in whole):
+        return 0
+    home = problem.domains.of(aim.domain)
+    of_slot = [home[slot // problem.slots] for slot in range(plan.placement.width)]
+    return sum(
+        len({of_slot[slot] for slot in slots}) <= aim.losses
+        for layer in range(problem.layers)
+        for slots in plan.placement.copies(layer)
+    )
 
 
 def certify(
@@ -178,9 +237,15 @@ def _room(
             return native.load().place_room(*problem.given)
         except native.load().CoreError as error:
             raise _refused(error) from error
+    return _left(problem, aim)
+
+
+def _left(problem: _Problem, aim: Aim) -> int:
+    """Slots of a layer that are left after the worst loss that `aim` names."""
     living = problem.living
     widest = Counter(problem.domains.of(aim.domain)[rank] for rank in living).most_common(1)[0][1]
-    return slots * max(0, len(living) - max(aim.losses, widest if aim.domain != "gpu" else 0))
+    lost = max(aim.losses, widest if aim.domain != "gpu" else 0)
+    return problem.slots * max(0, len(living) - lost)
 
 
 def _problem(
@@ -311,6 +376,7 @@ def _certificate(problem: _Problem, placement: Placement, moves: Sequence[Move])
         one=one,
         two=two,
         domains=dict(zip(LEVELS[1:], domains, strict=True)),
+        room=_left(problem, problem.aim),
         balance=tuple(balance),
         bytes=sum(received.values()),
         worst=max(received.values(), default=0),

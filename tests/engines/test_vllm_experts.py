@@ -166,7 +166,7 @@ def _plan(placement: Placement, moves: list[tuple[int, int, int, int]]) -> Plan:
     from dynamo_gpu_ft.experts.base import Certificate, Move
 
     nothing = Certificate(
-        aim=Aim(), alive=(), copies=(), one=(0, 0), two=(0, 0), domains={}, balance=(), bytes=0, worst=0, digest="",
+        aim=Aim(), alive=(), copies=(), one=(0, 0), two=(0, 0), domains={}, room=0, balance=(), bytes=0, worst=0, digest="",
     )  # fmt: skip
     made = tuple(Move(*move, 1) for move in moves)
     return Plan(placement=placement, moves=made, certificate=nothing)

@@ -69,8 +69,11 @@ def test_a_certificate_with_one_word_changed_is_rejected(word: str) -> None:
     "aim", [Aim(losses=2, domain="node"), Aim(losses=5), Aim(domain="nvlink", losses=2)]
 )
 def test_a_certificate_that_claims_a_higher_aim_is_rejected(aim: Aim) -> None:
-    with pytest.raises(CertificateError, match="aim"):
+    with pytest.raises(CertificateError, match="aim|room"):
         checked(msgspec.structs.replace(FOUND.certificate, aim=aim))
+    room = certify(FOUND.placement, LOADS, domains=DOMAINS, aim=aim).room
+    with pytest.raises(CertificateError, match="aim"):
+        checked(msgspec.structs.replace(FOUND.certificate, aim=aim, room=room))
 
 
 def test_a_certificate_of_another_placement_or_of_other_loads_is_rejected() -> None:
@@ -150,7 +153,52 @@ def test_planner_checker_and_brute_force_count_the_same_in_placements_of_all_kin
             for rank in range(ranks)
             if (mine := [e for e in row[rank * slots : (rank + 1) * slots] if e >= 0])
         )
-        assert doubled if error.where == "placement" else min(found.copies) == 0
+        short = found.room < experts
+        assert doubled if error.where == "placement" else min(found.copies) == 0 or short
+
+
+REFILL = Aim(mode="refill")
+
+
+def test_a_plan_that_claims_a_refill_for_which_there_is_no_room_is_refused() -> None:
+    """8 ranks x 2 slots hold 16 experts once: nothing is left for what a lost rank held, whatever the certificate says."""
+    bare = plan(LOADS, ranks=8, slots=2, domains=DOMAINS, aim=Aim(mode="refill", losses=0))
+    check(bare.placement, bare.certificate, LOADS, DOMAINS)
+    assert bare.certificate.room == 16
+    honest = certify(bare.placement, LOADS, domains=DOMAINS, aim=REFILL)
+    assert honest.room == 14
+    with pytest.raises(CertificateError, match="aim"):
+        check(bare.placement, honest, LOADS, DOMAINS)
+    for room in (13, 15, 16, 10**9):
+        lying = msgspec.structs.replace(honest, room=room)
+        with pytest.raises(CertificateError, match="room"):
+            check(bare.placement, lying, LOADS, DOMAINS)
+    renamed = msgspec.structs.replace(bare.certificate, aim=REFILL)
+    with pytest.raises(CertificateError, match="room"):
+        check(bare.placement, renamed, LOADS, DOMAINS)
+
+
+def test_the_room_of_a_refill_is_what_the_widest_domain_leaves() -> None:
+    uneven = Domains(tuple(range(8)), (0, 0, 0, 0, 0, 1, 1, 1), (0,) * 8)
+    wish = Aim(mode="refill", domain="node")
+    found = plan(LOADS, ranks=8, slots=6, domains=uneven, aim=wish)
+    assert found.certificate.room == 3 * 6
+    check(found.placement, found.certificate, LOADS, uneven)
+    alive = [rank != 0 for rank in range(8)]
+    after = repair(found.placement, LOADS, alive=alive, domains=uneven, aim=wish)
+    assert (after.certificate.aim, after.certificate.room) == (wish, 3 * 6)
+    check(after.placement, after.certificate, LOADS, uneven, after.moves, found.placement)
+
+
+def test_a_repair_that_uses_up_the_room_says_so() -> None:
+    """8 ranks x 3 slots and 16 experts: room for two losses of one rank each, not for a third."""
+    placement, alive = plan(LOADS, ranks=8, slots=3, domains=DOMAINS, aim=REFILL).placement, [True] * 8  # fmt: skip
+    for dead, aim, room in ((0, REFILL, 18), (1, Aim(mode="refill", losses=0), 18)):
+        alive[dead] = False
+        found = repair(placement, LOADS, alive=alive, domains=DOMAINS, aim=REFILL)
+        assert (found.certificate.aim, found.certificate.room) == (aim, room)
+        check(found.placement, found.certificate, LOADS, DOMAINS, found.moves, placement)
+        placement = found.placement
 
 
 def test_the_certificate_of_a_repaired_placement_is_true_for_those_that_live() -> None:

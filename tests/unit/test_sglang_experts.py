@@ -63,7 +63,7 @@ def test_an_uncovered_expert_and_an_empty_slot_are_refused_with_what_to_do() -> 
 
 def _plan(placement: Placement) -> Plan:
     nothing = Certificate(
-        aim=Aim(), alive=(), copies=(), one=(0, 0), two=(0, 0), domains={}, balance=(), bytes=0, worst=0, digest="",
+        aim=Aim(), alive=(), copies=(), one=(0, 0), two=(0, 0), domains={}, room=0, balance=(), bytes=0, worst=0, digest="",
     )  # fmt: skip
     return Plan(placement=placement, moves=(), certificate=nothing)
 
