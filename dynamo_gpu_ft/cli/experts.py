@@ -14,11 +14,11 @@ from typing import Any
 import msgspec
 
 from dynamo_gpu_ft.cli import experts_view as view
+from dynamo_gpu_ft.cli.experts_simulate import BESIDE, Loss, ours
 from dynamo_gpu_ft.cli.render import as_json
 from dynamo_gpu_ft.errors import CertificateError, PlacementError
 from dynamo_gpu_ft.experts import checker, planner, trace_files, traces
-from dynamo_gpu_ft.experts.base import LEVELS, Aim, Domains, Placement, Plan
-from dynamo_gpu_ft.experts.spread import spread
+from dynamo_gpu_ft.experts.base import LEVELS, Aim, Domains, Plan
 from dynamo_gpu_ft.units import UnitError, parse
 
 FORMAT = "dynamo_gpu_ft experts plan 1"
@@ -27,6 +27,7 @@ EXAMPLES = """examples:
   dynamo-gpu-ft experts check plan.json
   dynamo-gpu-ft experts simulate plan.json --kill rank:3 --plot loss.png
   dynamo-gpu-ft experts simulate plan.json --kill node:1 --json
+  dynamo-gpu-ft experts simulate plan.json --kill rank:3 --budget 64GiB --beside eplb
   dynamo-gpu-ft experts plan --loads trace.npy --ranks 8 --redundant 72 --json"""
 
 
@@ -60,10 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plan.add_argument("--to", metavar="FILE", help="write the plan there, for check and simulate")
     check = kinds.add_parser("check", help="verify the certificate of a plan file")
     check.add_argument("plan", metavar="PLAN.json")
-    simulate = kinds.add_parser("simulate", help="kill ranks or nodes of a plan file and repair it")
+    simulate = kinds.add_parser(
+        "simulate", help="kill ranks or nodes of a plan file, repair and rebalance it"
+    )
     simulate.add_argument("plan", metavar="PLAN.json")
     simulate.add_argument("--kill", metavar="rank:N|node:N", action="append", required=True, help="can be repeated")  # fmt: skip
     simulate.add_argument("--expert-bytes", metavar="SIZE", type=_size, default=42 << 20, help="of one expert of one layer; default 42MiB")  # fmt: skip
+    simulate.add_argument("--budget", metavar="SIZE", type=_size, help="bytes that repair and rebalancing may move together (experts without any copy move whatever it costs); default: what is worth it")  # fmt: skip
+    simulate.add_argument("--beside", choices=sorted(BESIDE), action="append", default=[], help="play the same loss through with the public EPLB algorithm in as many slots")  # fmt: skip
     simulate.add_argument("--plot", metavar="FILE.png", help="a heat map; needs matplotlib. Without: in the terminal")  # fmt: skip
     for each in (plan, check, simulate):
         each.add_argument("--json", action="store_true", help="print the answer as JSON")
@@ -122,41 +127,23 @@ def _simulate(args: argparse.Namespace) -> int:
     file = read(args.plan)
     placement = file.plan.placement
     dead = killed(args.kill, file.domains)
-    shown = [("before", spread(placement, file.loads)), ("loss", spread(placement, file.loads, dead))]  # fmt: skip
-    alive = [rank not in dead for rank in range(placement.ranks)]
-    story: dict[str, Any] = {"killed": args.kill, "dead": dead}
-    rows = {"dynamo_gpu_ft": _story(placement, file, dead, args.expert_bytes)}
-    try:
-        repaired = planner.repair(placement, file.loads, alive=alive, domains=file.domains, expert_bytes=args.expert_bytes)  # fmt: skip
-        shown.append(("repair", msgspec.structs.replace(spread(repaired.placement, file.loads), alive=shown[1][1].alive)))  # fmt: skip
-        rows["dynamo_gpu_ft"] |= {
-            "balance_repaired": view.mean(shown[2][1].balance),
-            "bytes": repaired.certificate.bytes,
-            "bytes_worst_rank": repaired.certificate.worst,
-        }
-    except PlacementError as error:
-        story["not_repaired"] = str(error)
-    story["placements"] = rows
+    loss = Loss(file.loads, file.domains, tuple(dead), args.expert_bytes, file.plan.certificate.aim)
+    played, recovery = ours(placement, loss, args.budget)
+    rows = {"dynamo_gpu_ft": played.facts | recovery}
+    for name in dict.fromkeys(args.beside):
+        rows[name] = BESIDE[name](placement, loss).facts
+    for row in rows.values():
+        row["bytes"] = row["lost_experts"] * args.expert_bytes
+    story: dict[str, Any] = {"killed": args.kill, "dead": dead, "placements": rows}
+    if played.why:
+        story["not_repaired"] = played.why
     if args.plot:
         from dynamo_gpu_ft.cli.experts_plot import draw
 
-        draw(shown, dead, args.plot, title=f"{placement.experts} experts, {placement.ranks} ranks, {' + '.join(args.kill)} lost")  # fmt: skip
+        draw(played.shown, dead, args.plot, title=f"{placement.experts} experts, {placement.ranks} ranks, {' + '.join(args.kill)} lost")  # fmt: skip
         story["plot"] = args.plot
-    print(as_json(story) if args.json else view.story_text(story, shown, plotted=bool(args.plot)))
+    print(as_json(story) if args.json else view.story_text(story, played.shown, plotted=bool(args.plot)))  # fmt: skip
     return 1 if rows["dynamo_gpu_ft"]["lost_experts"] else 0
-
-
-def _story(placement: Placement, file: PlanFile, dead: list[int], size: int) -> dict[str, Any]:
-    before, after = spread(placement, file.loads), spread(placement, file.loads, dead)
-    left = placement.without(dead)
-    orphans = sum(not s for layer in range(left.layers) for s in left.copies(layer))
-    return {
-        "balance": view.mean(before.balance),
-        "balance_after_loss": view.mean(after.balance),
-        "lost_experts": orphans,
-        "lost_tokens_percent": round(100 * after.lost_share, 3),
-        "bytes": orphans * size,
-    }
 
 
 def killed(names: list[str], domains: Domains) -> list[int]:

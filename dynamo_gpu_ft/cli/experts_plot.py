@@ -1,4 +1,4 @@
-"""A loss as three heat maps side by side, rank by layer, with one colour scale: before, after the loss, after the repair."""
+"""A loss as heat maps side by side, rank by layer, with one colour scale: before, after the loss, the repair and rebalancing."""
 
 from __future__ import annotations
 

@@ -11,7 +11,12 @@ from dynamo_gpu_ft.experts.spread import Spread
 from dynamo_gpu_ft.units import format_bytes
 
 SHADES = " ░▒▓█"
-TITLES = {"before": "before", "loss": "after the loss", "repair": "after the repair"}
+TITLES = {
+    "before": "before",
+    "loss": "after the loss",
+    "repair": "after the repair",
+    "rebalance": "after rebalancing",
+}
 
 
 def mean(values: Sequence[float]) -> float:
@@ -64,26 +69,39 @@ def story_text(story: dict[str, Any], shown: Sequence[tuple[str, Spread]], *, pl
     rows = [
         (
             name,
-            f"{row['balance']:.3f}",
-            row["lost_experts"],
-            f"{row['lost_tokens_percent']:.2f} %",
-            f"{row['balance_after_loss']:.3f}",
-            f"{row['balance_repaired']:.3f}" if "balance_repaired" in row else "-",
-            format_bytes(row["bytes"]),
-            format_bytes(row["bytes_worst_rank"]) if "bytes_worst_rank" in row else "-",
+            TITLES[stage["stage"]],
+            f"{stage['balance']:.3f}",
+            f"{stage['balance_min']:.3f}",
+            stage["lost_experts"],
+            f"{stage['lost_tokens_percent']:.2f} %",
+            "{} of {}".format(*stage["survives_one_rank"]),
+            format_bytes(stage["bytes"]) if stage["bytes"] else "-",
+            format_bytes(stage["bytes_worst_rank"]) if stage["bytes"] else "-",
         )
-        for name, row in story["placements"].items()
+        for name, placement in story["placements"].items()
+        for stage in placement["stages"]
     ]
-    headers = ("placement by", "balance", "lost experts", "their tokens", "after loss", "after repair", "to bring back", "worst rank")  # fmt: skip
+    headers = ("placement by", "stage", "balance", "worst layer", "lost experts", "their tokens", "survives a rank", "moved", "worst rank")  # fmt: skip
     parts = [f"{' + '.join(story['killed'])} lost: ranks {', '.join(map(str, story['dead']))}"]
     parts.append(columns(headers, rows))
     if "not_repaired" in story:
         parts.append(f"not repaired: {story['not_repaired']}")
+    else:
+        parts.append(recovery_text(story["placements"]["dynamo_gpu_ft"]))
     if plotted:
         parts.append(f"heat map: {story['plot']}")
     else:
         parts.append(heat_text(shown, story["dead"]))
     return "\n\n".join(parts)
+
+
+def recovery_text(facts: dict[str, Any]) -> str:
+    """What rebalancing has reached, in a sentence."""
+    aim = facts["aim_after"]
+    text = f"rebalanced in {facts['steps']} steps of one layer each; the slots that are left allow: {aim['mode']}, {aim['losses']} lost, any one {aim['domain']}"
+    if facts["missing_copies"]:
+        text += f"; the budget leaves {facts['missing_copies']} experts of all layers without the copies for that"
+    return text
 
 
 def heat_text(shown: Sequence[tuple[str, Spread]], dead: Sequence[int], height: int = 12) -> str:

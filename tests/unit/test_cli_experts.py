@@ -44,6 +44,44 @@ def test_a_plan_is_told_checked_and_survives_what_it_says(
     assert "x" in text
 
 
+def test_a_loss_is_told_in_four_stages_and_beside_eplb(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = str(tmp_path / "skewed.json")
+    assert said(capsys, "plan", *SMALL, "--domain", "node", "--alpha", "1.5", "--to", plan)[0] == 0
+    wish = ["simulate", plan, "--kill", "rank:3", "--beside", "eplb", "--expert-bytes", "1KiB"]
+    code, text = said(capsys, *wish, "--json")
+    assert code == 0
+    rows = json.loads(text)["placements"]
+    for row in rows.values():
+        assert [s["stage"] for s in row["stages"]] == ["before", "loss", "repair", "rebalance"]
+        assert row["stages"][0]["bytes"] == row["stages"][1]["bytes"] == 0
+    ours, eplb = rows["dynamo_gpu_ft"], rows["eplb"]
+    assert [s["survives_one_rank"] for s in ours["stages"]][::3] == [[8, 8], [7, 7]]
+    assert ours["stages"][1]["survives_one_rank"][0] < 7
+    assert ours["missing_copies"] == 0
+    assert ours["balance_rebalanced"] > ours["balance_after_loss"] == ours["balance_repaired"]
+    assert ours["bytes_repaired"] == 0 < ours["bytes_rebalanced"]
+    assert ours["steps"] > 0
+    assert eplb["lost_experts"] > ours["lost_experts"] == 0
+    assert eplb["bytes_repaired"] > 0
+    assert eplb["bytes_rebalanced"] > ours["bytes_rebalanced"]
+    code, text = said(capsys, *wish)
+    assert code == 0
+    for word in ("before", "after the loss", "after the repair", "after rebalancing", "eplb", "7 of 7"):  # fmt: skip
+        assert word in text
+
+
+def test_a_budget_is_kept_and_what_it_leaves_is_told(
+    plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wish = ["simulate", str(plan), "--kill", "rank:3", "--expert-bytes", "1KiB", "--budget", "5KiB"]
+    row = json.loads(said(capsys, *wish, "--json")[1])["placements"]["dynamo_gpu_ft"]
+    assert 0 < row["bytes_repaired"] + row["bytes_rebalanced"] <= 5 << 10
+    assert row["missing_copies"] > 0
+    assert f"leaves {row['missing_copies']} experts" in said(capsys, *wish)[1]
+
+
 def test_a_certificate_that_promises_too_much_is_found_false(
     plan: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
