@@ -4,6 +4,7 @@ Balance is mean / max of the ranks' loads, averaged over the layers; survival co
 order (Zipf, k-hot, drifting), so every figure but the times is the same on every machine.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -113,18 +114,46 @@ def _aim(ranks: int, slots: int, domains: Domains) -> Aim:
 
 
 def bound(loads: Loads, ranks: int, slots: int, floor: int) -> float:
-    """The best balance that any placement can have with `floor` copies of each expert: no rank has less to do than one copy of the expert
-    whose copies have most. Of the first layer: the others have the same loads in another order."""
-    layer = loads[0]
+    """A balance that no placement with `floor` copies of each expert can be above. Of the first layer: the others have the same loads in
+    another order."""
+    layer = sorted(loads[0], reverse=True)
+    mean = sum(layer) / ranks
+    low, high = max(mean, _greatest_share(layer, ranks, slots, floor)), float(sum(layer))
+    if _fits(layer, ranks, slots, floor, low):
+        return mean / low
+    for _ in range(40):
+        peak = (low + high) / 2
+        low, high = (low, peak) if _fits(layer, ranks, slots, floor, peak) else (peak, high)
+    return mean / low
+
+
+def _greatest_share(layer: Sequence[int], ranks: int, slots: int, floor: int) -> float:
+    """No rank has less to do than one copy of the expert whose copies have most."""
     copies = [floor] * len(layer)
     for _ in range(ranks * slots - floor * len(layer)):
         busiest = max(range(len(layer)), key=lambda e: layer[e] / copies[e])
         if copies[busiest] == ranks:
             break
         copies[busiest] += 1
-    most = max(load / count for load, count in zip(layer, copies, strict=True))
-    mean = sum(layer) / ranks
-    return mean / max(mean, most)
+    return max(load / count for load, count in zip(layer, copies, strict=True))
+
+
+def _fits(layer: Sequence[int], ranks: int, slots: int, floor: int, peak: float) -> bool:
+    """False when no rank can stay at `peak` or below. For each number of hottest experts: their copies have only so many slots, because the
+    others need `floor` each; a copy has at most as much to do as whole copies allow below `peak`; and a rank's other slots hold copies that
+    have less to do. So much and no more can be done by all ranks, best when the hot copies are spread evenly."""
+    whole, largest = sum(layer), 0.0
+    for hot in range(1, len(layer)):
+        load = layer[hot - 1]
+        largest = max(largest, load / max(floor, math.ceil(load / peak)))
+        each, more = divmod(ranks * slots - floor * (len(layer) - hot), ranks)
+        if each >= slots:
+            return True
+        cold = layer[hot] / floor
+        able = [min(peak, n * largest + (slots - n) * cold) for n in (each, each + 1)]
+        if (ranks - more) * able[0] + more * able[1] < whole * (1 - 1e-12):
+            return False
+    return True
 
 
 def _judged(
@@ -195,16 +224,24 @@ def _changed(before: list[list[int]] | None, after: list[list[int]]) -> int:
 def times(options: Options) -> list[Row]:
     """Processor time of the one thread, from Python to Python, certificate included; beside EPLB of as many slots in Python and in vLLM."""
     rows = []
-    cases = [
-        ("58x288", 58, 256, 32, 9, Aim(mode="refill"), 0.010),
-        ("58x544", 58, 256, 32, 17, Aim(domain="node"), 0.010),
+    refill, node = Aim(mode="refill"), Aim(domain="node")
+    cases: list[tuple[str, str, int, int, int, Aim, float]] = [
+        ("58x288", "zipf0.6", 256, 32, 9, refill, 0.010),
+        ("58x544", "zipf0.6", 256, 32, 17, node, 0.010),
     ]
     if not options.quick:
-        cases.append(("58x2048.e512.ep1024", 58, 512, 1024, 2, Aim(domain="node"), 1.0))
+        cases += [
+            ("58x288.zipf1.0", "zipf1.0", 256, 32, 9, refill, 0.010),
+            ("58x544.zipf1.0", "zipf1.0", 256, 32, 17, node, 0.010),
+            ("58x528.zipf1.0.ep16", "zipf1.0", 256, 16, 33, node, 0.010),
+            ("58x576.zipf1.0.ep64", "zipf1.0", 256, 64, 9, node, 0.010),
+            ("58x648.khot.ep72", "khot", 256, 72, 9, node, 0.010),
+            ("58x2048.e512.ep1024", "zipf0.6", 512, 1024, 2, node, 1.0),
+        ]
     theirs = eplb.of_vllm()
-    for name, layers, experts, ranks, slots, aim, goal in cases:
+    for name, kind, experts, ranks, slots, aim, goal in cases:
         options.say(f"time of {name}")
-        loads = made(layers, experts, alpha="0.6")
+        loads = made(58, experts, **LOADS[kind])
         took, base, vllm = _took(loads, ranks, slots, aim, theirs)
         mine = statistics.median(took)
         rows.append(

@@ -1,7 +1,8 @@
 """How well experts are balanced once those of a lost rank are in other ranks' slots, what that moves and how long deciding it takes.
 
 Every single rank is lost in turn, from the same placement. Beside it the rules that engines use today, written from their description:
-the first duplicate gives way, or the most redundant expert of each rank in turn; and EPLB from nothing on the survivors.
+the first duplicate gives way, or the most redundant expert of each rank in turn; and EPLB from nothing on the survivors. Where every expert has
+two copies nothing has to be repaired; there it is measured what bringing copies and balance back takes.
 """
 
 import statistics
@@ -19,6 +20,8 @@ from dynamo_gpu_ft.experts import planner
 from dynamo_gpu_ft.experts.base import LEVELS, Aim, Certificate, Domains, Placement
 
 BALANCE, WORST, SECONDS = 0.85, 2.0, 0.002
+#: Of EPLB anew on the ranks that live.
+BESIDE = 0.97
 REFILL = Aim(mode="refill")
 
 
@@ -40,7 +43,59 @@ def measure(options: Options) -> list[Row]:
             options.say(f"{name}, EP {ranks}, from {start}")
             named = (name, ranks, slots) == cases[0]
             rows += _losses(f"{name}.ep{ranks}.from_{start}", placement, loads, domains, named)
+    for name, ranks, slots in _doubled(options.quick):
+        options.say(f"{name}, EP {ranks}, recovery")
+        rows += _recoveries(name, made(layers, **LOADS[name]), ranks, slots)
     return rows
+
+
+def _doubled(quick: bool) -> list[tuple[str, int, int]]:
+    """Two copies of each expert and one slot more on each rank."""
+    if quick:
+        return [("zipf0.6", 32, 17)]
+    return [(n, 32, 17) for n in LOADS] + [
+        ("zipf0.6", 64, 9),
+        ("zipf1.0", 64, 9),
+        ("zipf0.6", 72, 9),
+    ]
+
+
+def _recoveries(name: str, loads: Loads, ranks: int, slots: int) -> list[Row]:
+    """Every eighth rank is lost in turn; nothing is orphaned, its copies come back and the ranks that live are balanced again."""
+    domains, aim = Domains.regular(ranks), Aim(domain="node")
+    start = planner.plan(loads, ranks=ranks, slots=slots, domains=domains, aim=aim).placement
+    lost, found, least, moved, took = [], [], [], [], []
+    for dead in range(0, ranks, 8):
+        alive = [rank != dead for rank in range(ranks)]
+        before = planner.certify(start, loads, domains=domains, alive=alive)
+        began = time.thread_time()
+        after = planner.recover(start, loads, alive=alive, domains=domains, aim=aim, expert_bytes=EXPERT_BYTES)  # fmt: skip
+        took.append(time.thread_time() - began)
+        certificate = after.rebalanced.certificate
+        assert after.missing == 0
+        assert certificate.one == (ranks - 1, ranks - 1)
+        lost.append(statistics.mean(before.balance) / 1e6)
+        found.append(statistics.mean(certificate.balance) / 1e6)
+        least.append(min(certificate.balance) / 1e6)
+        moved.append(certificate.bytes / (1 << 30))
+    anew, gone = _anew(loads, ranks, slots), slots * len(loads) * EXPERT_BYTES / (1 << 30)
+    everything = gone * (ranks - 1)
+    label = f"experts_repair.recover.{name}.ep{ranks}"
+    return [
+        row(
+            f"{label}.balance", statistics.mean(found), "balance", baseline=anew, target=BESIDE,
+            note=f"two copies of each expert on distinct nodes and {slots * ranks - 2 * EXPERTS} slots more; after the loss {statistics.mean(lost):.3f}; "
+            f"least of a layer {min(least):.3f}; survives any rank again; baseline: EPLB anew on the survivors, which survives none",
+        ),
+        row(
+            f"{label}.moved", statistics.mean(moved), "GiB", baseline=everything, ratio=everything / statistics.mean(moved),
+            note=f"no budget; the lost rank held {gone:.3g} GiB; baseline: all slots of the survivors, which planning anew changes nearly all of",
+        ),
+        row(
+            f"{label}.time", statistics.median(took) * 1e3, "ms",
+            note=f"{spread([t * 1e3 for t in took])}, processor time, Python to Python: repair, recovery, moves and certificates of both",
+        ),
+    ]  # fmt: skip
 
 
 def _losses(
