@@ -189,7 +189,7 @@ class Drill:
 
 def judge(oracle: Oracle, report: Report, *, instant: bool, note: object = "") -> None:
     """Every token is the oracle's: the plain model's where nothing was masked, the masked router's elsewhere."""
-    assert not report.failed, note
+    assert not report.failed, (report.failed, note)
     for index, (prompt, tokens) in enumerate(zip(report.prompts, report.tokens, strict=True)):
         history = report.histories[index]
         if instant or not any(run.mask for run in history):

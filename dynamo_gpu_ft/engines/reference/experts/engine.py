@@ -99,6 +99,7 @@ class ExpertEngine:
             )
             membership = self.coordinator.found(members)
             self.group.connect(membership.epoch, deadline)
+            self.mending.begin(self.loads.decayed())
         except GpuFtError:
             raise
         except Exception as error:
@@ -145,7 +146,7 @@ class ExpertEngine:
             return self.recover()
         if self._may_return():
             return self.recover(grow=True)
-        if not self.mending.runnable:
+        if not self.group.map.runnable:
             self.mending.poll()
             return []
         return self._forward()

@@ -17,6 +17,7 @@ from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.events import EventStream, StepDone
 
 ATTEMPTS = 3
+DAMAGED = "its bytes were damaged"
 #: (shard, layer, slot) -> expert that it is to hold.
 Wanted = dict[tuple[int, int, int], int]
 
@@ -42,13 +43,10 @@ class Mending:
     def busy(self) -> bool:
         return bool(self._wanted)
 
-    @property
-    def runnable(self) -> bool:
-        """In every layer there is an expert left to ask."""
-        return all(any(e >= 0 for e in row) for row in self._group.map.table)
-
     def begin(self, loads: Sequence[Sequence[int]]) -> None:
         """After the members changed: everything that is still to be brought is planned anew, and asked for."""
+        for shard, layer, slot in self._group.take_damaged():
+            self.refused.append(f"shard {shard}, layer {layer}, slot {slot}: {DAMAGED}")
         self._landed.clear()
         self._tries.clear()
         self._loads, self._wanted = loads, self._plan()
@@ -71,7 +69,7 @@ class Mending:
                 expert = self._group.map.table[layer][physical]
                 self._group.map.table[layer][physical] = -1
                 if expert >= 0:
-                    self._want_again((shard, layer, slot), expert, "its bytes were damaged")
+                    self._want_again((shard, layer, slot), expert, DAMAGED)
         self._routed()
         self._ask()
 

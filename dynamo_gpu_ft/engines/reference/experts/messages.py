@@ -90,6 +90,13 @@ class Retire(_Message, frozen=True, kw_only=True):
     slots: tuple[tuple[int, int], ...]
 
 
+class Audit(_Message, frozen=True, kw_only=True):
+    """Say which slots are routable; with `digest`, once each of them was digested. Answer: `Audited`."""
+
+    number: int
+    digest: bool = False
+
+
 class Tell(_Message, frozen=True, kw_only=True):
     """Answer: `Told`."""
 
@@ -138,6 +145,13 @@ class Committed(_Message, frozen=True, kw_only=True):
     damaged: tuple[tuple[int, int], ...] = ()
 
 
+class Audited(_Message, frozen=True, kw_only=True):
+    """`routable`: int32 [layers, slots], the expert of each slot that may be routed to, else -1."""
+
+    number: int
+    routable: bytes
+
+
 class Told(_Message, frozen=True, kw_only=True):
     number: int
     landed: tuple[Landed, ...] = ()
@@ -145,9 +159,9 @@ class Told(_Message, frozen=True, kw_only=True):
 
 Order = Union[
     say.Join, say.Revoke, say.Fence, say.Canary, say.Describe, say.Arm,
-    Hold, Routes, Forward, Refill, Commit, Retire, Tell, Spoil,
+    Hold, Routes, Forward, Refill, Commit, Retire, Audit, Tell, Spoil,
 ]  # fmt: skip
 Reply = Union[
     say.Hello, say.Joined, say.Broken, say.Failed, say.Fenced, say.Sang, say.Described,
-    Held, Stepped, Committed, Told,
+    Held, Stepped, Committed, Audited, Told,
 ]  # fmt: skip
