@@ -178,6 +178,7 @@ class Holding:
             source=report.source,
             read=report.bytes_read,
             seconds=time.monotonic() - began,
+            passed=tuple(source for source, _ in loaded.refused),
         )
 
     def refill(self, order: Refill) -> None:

@@ -28,12 +28,14 @@ class Fill(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Landed(msgspec.Struct, frozen=True, kw_only=True):
-    """A fill that is over: staged, for the next commit of its layer, or not (`error`). `source`, `read`, `seconds`: where it came from."""
+    """A fill that is over: staged, for the next commit of its layer, or not (`error`). `source`, `read`, `seconds`: where it came from;
+    `passed`: sources that were asked before that one."""
 
     fill: Fill
     source: str = ""
     read: int = 0
     seconds: float = 0.0
+    passed: tuple[str, ...] = ()
     error: str = ""
 
 
