@@ -20,7 +20,7 @@ from dynamo_gpu_ft.engines.reference.options import Options  # noqa: E402
 from dynamo_gpu_ft.errors import ConfigError  # noqa: E402
 from dynamo_gpu_ft.recovery import processes  # noqa: E402
 from tests.conftest import SEED  # noqa: E402
-from tests.engines.expert_world import POINTS, Drill, Fault, Oracle, judge  # noqa: E402
+from tests.engines.expert_world import POINTS, Drill, Fault, Oracle, judge, spread  # noqa: E402
 from tests.engines.reference_world import tiny_mixtral  # noqa: E402
 
 LAYERS, EXPERTS = 4, 8
@@ -288,7 +288,7 @@ def schedule(random_: random.Random, ep: int) -> list[Fault]:
 
 def series(model: Path, folder: Path, oracle: Oracle, ep: int, slots: int, runs: int) -> None:
     random_ = random.Random(f"{SEED}:{ep}:{slots}")
-    lost = masked = 0
+    lost, masked, pauses = 0, 0, list[float]()
     with Drill(model, folder, ep=ep, slots=slots, name=f"series{ep}-{slots}", scrub=-1) as drill:
         for run in range(runs):
             faults = schedule(random_, ep)
@@ -298,11 +298,13 @@ def series(model: Path, folder: Path, oracle: Oracle, ep: int, slots: int, runs:
             judge(oracle, report, instant=False, note=note)
             assert report.longest_s < 10, note
             lost, masked = lost + len(report.deaths), masked + report.masked
+            pauses += [report.pause_s] if report.deaths else []
             drill.disarm()
             drill.whole()
             if run % 5 == 4:
                 judge(oracle, drill.run(run % 7, count=3), instant=True, note=note)
     print(f"{ep} ranks x {slots}: {runs} runs, {lost} losses, {masked} masked, seed {SEED}")
+    print(f"next token: {spread(pauses)}")
     assert lost >= runs // 2
 
 
