@@ -23,15 +23,34 @@ def of_map(recorder: Recorder, routable: Placement, epoch: int) -> int:
 
 def of_refill(recorder: Recorder, done: Refilled, expert_bytes: int) -> None:
     for source, experts in done.by_source.items():
-        recorder.add("experts_refilled_bytes_total", experts * expert_bytes, source=source)
+        of_landed(recorder, source, experts * expert_bytes)
     for passed in done.passed:
-        recorder.add("experts_passed_over_total", source=passed.source)
-    recorder.add("experts_damaged_total", sum(len(c.damaged) for c in done.committed))
-    recorder.observe("experts_refill_seconds", done.seconds)
+        of_passed(recorder, passed.source)
+    of_damage(recorder, sum(len(c.damaged) for c in done.committed))
+    of_seconds(recorder, done.seconds)
+
+
+def of_landed(recorder: Recorder, source: str, size: int) -> None:
+    """`size` bytes of experts came from `source`."""
+    recorder.add("experts_refilled_bytes_total", size, source=source)
+
+
+def of_passed(recorder: Recorder, source: str) -> None:
+    """`source` was asked for an expert and did not give it."""
+    recorder.add("experts_passed_over_total", source=source)
+
+
+def of_seconds(recorder: Recorder, seconds: float) -> None:
+    """A refill is over, so long after its first want."""
+    recorder.observe("experts_refill_seconds", seconds)
+
+
+def of_damage(recorder: Recorder, slots: int) -> None:
+    recorder.add("experts_damaged_total", slots)
 
 
 def of_scrub(recorder: Recorder, damaged: Iterable[tuple[int, int, int]]) -> None:
-    recorder.add("experts_damaged_total", len(list(damaged)))
+    of_damage(recorder, len(list(damaged)))
 
 
 def of_gap(recorder: Recorder, gap: Gap, model_kl: float | None = None) -> None:

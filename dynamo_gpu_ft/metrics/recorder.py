@@ -121,7 +121,7 @@ class Recorder:
 def port_of(process: Process, base: int, *, rank: int = 0, standalone: bool = False) -> int:
     """Which port a process of one engine uses when the front's is `base`; 0 means none.
 
-    front: base. worker of global rank r: base + 1 + r. scheduler: none, except `standalone` (the connector without our front,
+    front, driver: base. worker of global rank r: base + 1 + r. scheduler: none, except `standalone` (the connector without our front,
     so that nobody else has the base port).
     """
     if base <= 0:

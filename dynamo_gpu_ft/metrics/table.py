@@ -12,8 +12,9 @@ from typing import Literal
 PREFIX = "dynamo_gpu_ft_"
 
 Kind = Literal["counter", "gauge", "histogram"]
-Process = Literal["front", "scheduler", "worker"]
-"""front: the API server with the resilient client. scheduler, worker: the connector's two halves inside the engine."""
+Process = Literal["front", "scheduler", "worker", "driver"]
+"""front: the API server with the resilient client. scheduler, worker: the connector's two halves inside the engine. driver: the process that
+leads the ranks of an expert-parallel reference engine."""
 
 Counter = Literal[
     "snapshot_bytes_total",
@@ -203,7 +204,7 @@ TABLE: tuple[Metric, ...] = (
         "histogram",
         "Duration of recovery steps; step=all is the whole recovery, step=in_place a whole one in place",
         "seconds",
-        ("front", "scheduler"),
+        ("front", "scheduler", "driver"),
         ("step",),
         _SECONDS,
     ),
@@ -215,7 +216,7 @@ TABLE: tuple[Metric, ...] = (
         "counter",
         "Members of a group of ranks that died, hung or were condemned, by shard",
         "members",
-        ("front", "scheduler"),
+        ("front", "scheduler", "driver"),
         ("shard",),
     ),
     Metric(
@@ -223,7 +224,7 @@ TABLE: tuple[Metric, ...] = (
         "counter",
         "Recoveries in place ended, by kind of the last plan and outcome",
         "",
-        ("front", "scheduler"),
+        ("front", "scheduler", "driver"),
         ("kind", "outcome"),
     ),
     Metric(
@@ -231,7 +232,7 @@ TABLE: tuple[Metric, ...] = (
         "gauge",
         "1 for the state that the group of ranks is in, 0 for those it left",
         "",
-        ("front", "scheduler"),
+        ("front", "scheduler", "driver"),
         ("state",),
     ),
     Metric(
@@ -239,7 +240,7 @@ TABLE: tuple[Metric, ...] = (
         "gauge",
         "Newest epoch of the group of ranks",
         "",
-        ("front", "scheduler"),
+        ("front", "scheduler", "driver"),
     ),
     Metric(
         "group_standbys",
@@ -287,43 +288,43 @@ TABLE: tuple[Metric, ...] = (
         "gauge",
         "(layer, expert) pairs without a routable copy: while it is above 0 the router masks them",
         "experts",
-        ("worker",),
+        ("driver",),
     ),
-    Metric("experts_epoch", "gauge", "Epoch of the expert map that tokens follow", "", ("worker",)),
+    Metric("experts_epoch", "gauge", "Epoch of the expert map that tokens follow", "", ("driver",)),
     Metric(
         "experts_routed_tokens_total",
         "counter",
         "Tokens that went through the router mask, one per layer",
         "tokens",
-        ("worker",),
+        ("driver",),
     ),
     Metric(
         "experts_affected_tokens_total",
         "counter",
         "Of those, tokens that had a dead expert among their own top-k and took the next best live one",
         "tokens",
-        ("worker",),
+        ("driver",),
     ),
     Metric(
         "experts_router_kl",
         "gauge",
         "Mean divergence of the masked router from the full one over the newest measured tokens",
         "nats",
-        ("worker",),
+        ("driver",),
     ),
     Metric(
         "experts_model_kl",
         "gauge",
-        "Mean divergence of the model's output from the full model's, where both were computed",
+        "Mean divergence of the model's output from the full model's, where both were computed, else NaN",
         "nats",
-        ("worker",),
+        ("driver",),
     ),
     Metric(
         "experts_refilled_bytes_total",
         "counter",
         "Bytes of experts brought into slots, by source",
         "bytes",
-        ("worker",),
+        ("driver",),
         ("source",),
     ),
     Metric(
@@ -331,7 +332,7 @@ TABLE: tuple[Metric, ...] = (
         "counter",
         "Times that a source did not give an expert (absent, late, short, wrong digest), by source",
         "experts",
-        ("worker",),
+        ("driver",),
         ("source",),
     ),
     Metric(
@@ -339,18 +340,25 @@ TABLE: tuple[Metric, ...] = (
         "counter",
         "Slots whose bytes were not those of their tag; none of them was routable any more",
         "slots",
-        ("worker",),
+        ("driver",),
     ),
     Metric(
         "experts_refill_seconds",
         "histogram",
         "Duration of refills, from the first want to the last commit",
         "seconds",
-        ("worker",),
+        ("driver",),
         (),
         _SECONDS,
     ),
-    Metric("info", "gauge", "Always 1; labels describe the build", "", _ALL, ("version", "digest")),
+    Metric(
+        "info",
+        "gauge",
+        "Always 1; labels describe the build",
+        "",
+        (*_ALL, "driver"),
+        ("version", "digest"),
+    ),
 )
 
 

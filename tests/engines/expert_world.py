@@ -97,10 +97,36 @@ class Report:
     deaths: list[MemberDied]
     pids: dict[int, bool] = field(default_factory=dict)
     longest_s: float = 0.0
+    pause_s: float = 0.0  # longest between two steps that gave tokens: a kill in the run is at most so long before the next token
+    stream_s: float = 0.0  # longest between two tokens of one request
 
     @property
     def masked(self) -> bool:
         return any(run.mask for history in self.histories for run in history)
+
+
+class Pauses:
+    """The longest time without a token, of all requests together and of any one of them, from its first token on."""
+
+    def __init__(self) -> None:
+        self.any_s = self.one_s = 0.0
+        self._last: dict[str, float] = {}
+        self._newest = 0.0
+
+    def token(self, request: str) -> None:
+        now = time.monotonic()
+        if self._newest:
+            self.any_s = max(self.any_s, now - self._newest)
+        if request in self._last:
+            self.one_s = max(self.one_s, now - self._last[request])
+        self._newest = self._last[request] = now
+
+
+def spread(seconds: Sequence[float]) -> str:
+    """Of the longest pauses of runs, each of which is at least what a loss in it took."""
+    found = sorted(seconds)
+    above = sum(each > 1.0 for each in found)
+    return f"median {found[len(found) // 2]:.3f} s, longest {found[-1]:.3f} s of {len(found)}, {above} above 1 s"
 
 
 class Drill:
@@ -137,7 +163,7 @@ class Drill:
             for i, prompt in enumerate(asked)
         ]  # fmt: skip
         outputs: dict[str, list[int]] = {name: [] for name in names}
-        steps, longest = 0, 0.0
+        steps, longest, pauses = 0, 0.0, Pauses()
         while engine.busy:
             for fault in [f for f in waiting if f.step <= steps]:
                 waiting.remove(fault)
@@ -146,6 +172,7 @@ class Drill:
             for output in engine.step():
                 if output.token is not None:
                     outputs[output.request].append(output.token)
+                    pauses.token(output.request)
             longest = max(longest, time.monotonic() - began)
             steps += 1
         self.disarm()
@@ -157,6 +184,8 @@ class Drill:
             [e for e in self.events[begun:] if isinstance(e, MemberDied)],
             {s: pids.get(s) == p.pid for s, p in engine.crew.members.items()},
             longest,
+            pauses.any_s,
+            pauses.one_s,
         )
 
     def hurt(self, fault: Fault) -> None:
@@ -189,7 +218,7 @@ class Drill:
 
 def judge(oracle: Oracle, report: Report, *, instant: bool, note: object = "") -> None:
     """Every token is the oracle's: the plain model's where nothing was masked, the masked router's elsewhere."""
-    assert not report.failed, note
+    assert not report.failed, (report.failed, note)
     for index, (prompt, tokens) in enumerate(zip(report.prompts, report.tokens, strict=True)):
         history = report.histories[index]
         if instant or not any(run.mask for run in history):

@@ -20,7 +20,7 @@ from dynamo_gpu_ft.engines.reference.options import Options  # noqa: E402
 from dynamo_gpu_ft.errors import ConfigError  # noqa: E402
 from dynamo_gpu_ft.recovery import processes  # noqa: E402
 from tests.conftest import SEED  # noqa: E402
-from tests.engines.expert_world import POINTS, Drill, Fault, Oracle, judge  # noqa: E402
+from tests.engines.expert_world import POINTS, Drill, Fault, Oracle, judge, spread  # noqa: E402
 from tests.engines.reference_world import tiny_mixtral  # noqa: E402
 
 LAYERS, EXPERTS = 4, 8
@@ -169,6 +169,35 @@ def test_a_damaged_slot_is_never_routable_and_its_step_is_computed_again(
     judge(oracle, refill.run(13), instant=True)
 
 
+@pytest.mark.parametrize("point", ["step", "reply"])
+def test_slots_damaged_in_a_step_that_another_rank_fails_in_are_found_by_the_recovery(
+    instant: Drill, oracle: Oracle, point: str
+) -> None:
+    # At "step" nobody gets as far as digesting them, at "reply" the answer that tells of them may be lost.
+    spoils = [Fault("spoil", "", 2, step=4, times=place) for place in range(LAYERS * 4)]
+    report = instant.run(21, [*spoils, Fault("raise", point, 1, step=4)])
+    judge(oracle, report, instant=False)
+    assert [death.shard for death in report.deaths] == [1]
+    assert all("bytes were damaged" in why for why in instant.engine.mending.refused[-LAYERS * 4 :])
+    instant.whole()
+    judge(oracle, instant.run(22), instant=True)
+
+
+def test_a_rank_whose_slots_are_damaged_while_it_comes_back_does_not_end_the_engine(
+    instant: Drill, oracle: Oracle
+) -> None:
+    instant.run(3, [Fault("kill", "expert", 1, step=2)])
+    instant.engine.bring_back(1)
+    while 1 not in instant.engine.group.ready:
+        instant.engine.group.look_at_returning()
+    for place in range(LAYERS * 4):
+        instant.hurt(Fault("spoil", "", 1, times=place))
+    judge(oracle, instant.run(23), instant=True)
+    assert 1 in instant.engine.crew.members
+    instant.whole()
+    judge(oracle, instant.run(24), instant=True)
+
+
 def test_an_expert_damaged_between_landing_and_commit_is_not_committed(
     refill: Drill, oracle: Oracle
 ) -> None:
@@ -259,7 +288,7 @@ def schedule(random_: random.Random, ep: int) -> list[Fault]:
 
 def series(model: Path, folder: Path, oracle: Oracle, ep: int, slots: int, runs: int) -> None:
     random_ = random.Random(f"{SEED}:{ep}:{slots}")
-    lost = masked = 0
+    lost, masked, pauses = 0, 0, list[float]()
     with Drill(model, folder, ep=ep, slots=slots, name=f"series{ep}-{slots}", scrub=-1) as drill:
         for run in range(runs):
             faults = schedule(random_, ep)
@@ -269,11 +298,13 @@ def series(model: Path, folder: Path, oracle: Oracle, ep: int, slots: int, runs:
             judge(oracle, report, instant=False, note=note)
             assert report.longest_s < 10, note
             lost, masked = lost + len(report.deaths), masked + report.masked
+            pauses += [report.pause_s] if report.deaths else []
             drill.disarm()
             drill.whole()
             if run % 5 == 4:
                 judge(oracle, drill.run(run % 7, count=3), instant=True, note=note)
     print(f"{ep} ranks x {slots}: {runs} runs, {lost} losses, {masked} masked, seed {SEED}")
+    print(f"next token: {spread(pauses)}")
     assert lost >= runs // 2
 
 

@@ -52,7 +52,7 @@ def test_refills_maps_and_gaps_are_exported() -> None:
     recorder = Recorder()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    recorder.start("worker", port=port)
+    recorder.start("driver", port=port)
     store, _ = SlotStore.in_memory(geometry())
     done = refill(
         store,

@@ -23,13 +23,16 @@ from dynamo_gpu_ft.engines.reference.asking import GRACE_S
 from dynamo_gpu_ft.engines.reference.crew import Crew
 from dynamo_gpu_ft.engines.reference.driver import Output
 from dynamo_gpu_ft.engines.reference.experts import messages as tell
+from dynamo_gpu_ft.engines.reference.experts.figures import Figures
 from dynamo_gpu_ft.engines.reference.experts.group import ExpertGroup
+from dynamo_gpu_ft.engines.reference.experts.held import expert_bytes
 from dynamo_gpu_ft.engines.reference.experts.mending import Mending
 from dynamo_gpu_ft.engines.reference.experts.repairs import homes
 from dynamo_gpu_ft.engines.reference.experts.routes import Map
 from dynamo_gpu_ft.engines.reference.experts.traffic import Piece, Traffic
 from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.engines.reference.sampling import Sampling
+from dynamo_gpu_ft.engines.reference.shard import DTYPES
 from dynamo_gpu_ft.errors import ConfigError, GpuFtError, RecoveryFailed
 from dynamo_gpu_ft.events import EventStream
 from dynamo_gpu_ft.experts.gap import Gap
@@ -70,7 +73,8 @@ class ExpertEngine:
         self.homes = placement or _start_map(self.shape, options)
         _check(self.shape, options, self.homes)
         self._store = store if store is not None else open_store(self.config)
-        self._events = events or EventStream()
+        self._figures = Figures(self.config, expert_bytes(self.shape, DTYPES[options.dtype]))
+        self._events = self._figures.heard_by(events or EventStream())
         self._tag = f"{options.name}-{os.getpid()}-{next(_numbers)}"
         self._steps, self._names = 0, itertools.count()
         self._restarts: list[float] = []
@@ -81,7 +85,7 @@ class ExpertEngine:
         self.failed = ""
         self.crew = Crew(options, self._tag, tell.Reply)
         self.group = ExpertGroup(options, self.shape, self.crew, self.homes)
-        self.mending = Mending(self.group, self.crew, options, self._events)
+        self.mending = Mending(self.group, self.crew, options, self._events, self._figures)
         try:
             self._start()
         except BaseException:
@@ -99,6 +103,7 @@ class ExpertEngine:
             )
             membership = self.coordinator.found(members)
             self.group.connect(membership.epoch, deadline)
+            self.mending.begin(self.loads.decayed())
         except GpuFtError:
             raise
         except Exception as error:
@@ -145,7 +150,7 @@ class ExpertEngine:
             return self.recover()
         if self._may_return():
             return self.recover(grow=True)
-        if not self.mending.runnable:
+        if not self.group.map.runnable:
             self.mending.poll()
             return []
         return self._forward()
@@ -290,7 +295,7 @@ class ExpertEngine:
         manifest, song = self.group.manifest, self.group.song
         self.group = ExpertGroup(self.options, self.shape, self.crew, self.homes)
         self.group.manifest, self.group.song = manifest, song
-        self.mending = Mending(self.group, self.crew, self.options, self._events)
+        self.mending = Mending(self.group, self.crew, self.options, self._events, self._figures)
         self._start()
         self.traffic.move(range(self.options.ep), self.crew.members)
 
@@ -318,11 +323,11 @@ class ExpertEngine:
 
     def _count(self, done: Mapping[int, tell.Stepped]) -> None:
         """Rows that each (layer, physical slot) computed, and what that says of its expert."""
-        slots, layers = self.options.slots, self.shape.layers
+        slots, layers, gap = self.options.slots, self.shape.layers, Gap()
         step = [[0] * (self.options.ep * slots) for _ in range(layers)]
         for shard, answer in done.items():
             tokens, affected, divergence = answer.gap
-            self.gap += Gap(tokens, affected, router_kl=divergence)
+            gap += Gap(tokens, affected, router_kl=divergence)
             counts = struct.unpack(f"<{layers * slots}i", answer.counts)
             for layer, row in enumerate(step):
                 row[shard * slots : (shard + 1) * slots] = counts[layer * slots : (layer + 1) * slots]  # fmt: skip
@@ -330,6 +335,8 @@ class ExpertEngine:
             {(layer, slot): n for layer, row in enumerate(step) for slot, n in enumerate(row) if n}
         )
         self.loads.observe_physical(step, self.group.map.table)
+        self.gap += gap
+        self._figures.step(gap)
 
     def rows_per_rank(self) -> dict[int, int]:
         """Rows that the experts of each rank have computed, for looking at the balance."""

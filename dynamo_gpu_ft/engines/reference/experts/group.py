@@ -39,7 +39,8 @@ class ExpertGroup:
         self.song: say.Sang | None = None
         self.epoch = self._newest = 0
         self._tables: dict[int, Table] = {}
-        self._fences = 0
+        self._fences = self._audits = 0
+        self._damaged: list[tuple[int, int, int]] = []
         self.facts: dict[str, float] = {}
 
     # -- the contract ------------------------------------------------------------------------------------------------------
@@ -74,6 +75,8 @@ class ExpertGroup:
         for shard in range(self._options.ep):
             if shard not in plan.ranks or shard in fresh:
                 self.map.drop(shard)
+        # What survivors committed or found damaged in the step or commit that was broken off, nobody has heard.
+        self._audit(deadline)
         for shard in fresh:
             self._admit(shard, self.ready[shard])
         everyone = dict(sorted({**self._crew.members, **fresh}.items()))
@@ -86,8 +89,7 @@ class ExpertGroup:
         return self._enlisted()
 
     def validate(self, membership: Membership, deadline: Deadline) -> None:
-        if all(any(e >= 0 for e in row) for row in self.map.table):
-            self.sing(membership.epoch, deadline)
+        self.sing(membership.epoch, deadline)
 
     def commit(self, membership: Membership, deadline: Deadline) -> None:
         self.epoch = membership.epoch
@@ -184,13 +186,38 @@ class ExpertGroup:
                 )
 
     def _admit(self, shard: int, held: tell.Held) -> None:
-        """The slots that its store says are routable, and no others."""
-        count, slots = len(held.routable) // 4, self._options.slots
-        flat = struct.unpack(f"<{count}i", held.routable)
-        for layer, row in enumerate(self.map.table):
-            row[shard * slots : (shard + 1) * slots] = flat[layer * slots : (layer + 1) * slots]
+        self._tagged(shard, held.routable)
         if held.table is not None:
             self._tables[shard] = held.table
+
+    def _tagged(self, shard: int, routable: bytes) -> None:
+        """The slots that its store says are routable, and no others."""
+        count, slots = len(routable) // 4, self._options.slots
+        flat = struct.unpack(f"<{count}i", routable)
+        for layer, row in enumerate(self.map.table):
+            row[shard * slots : (shard + 1) * slots] = flat[layer * slots : (layer + 1) * slots]
+
+    def _audit(self, deadline: Deadline, *, digest: bool = False) -> bool:
+        """Asks all members what their stores say is routable, with `digest` once every slot was digested. True if the map said otherwise."""
+        self._audits += 1
+        number, before = self._audits, Map(self.map.experts, self.map.slots, self.map.table)
+        told = self._asking.ask(
+            self._crew.members, tell.Audit(number=number, digest=digest), tell.Audited, deadline, lambda m: m.number == number
+        )  # fmt: skip
+        for shard, answer in told.items():
+            self._tagged(shard, answer.routable)
+        self._damaged += [
+            (physical // self.map.slots, layer, physical % self.map.slots)
+            for layer, (old, new) in enumerate(zip(before.table, self.map.table, strict=True))
+            for physical, expert in enumerate(new)
+            if expert < 0 <= old[physical]
+        ]
+        return self.map.table != before.table
+
+    def take_damaged(self) -> list[tuple[int, int, int]]:
+        """(shard, layer, slot) that audits found not to be routable any more, once each."""
+        found, self._damaged = self._damaged, []
+        return found
 
     def _coming(self, shards: Sequence[int]) -> dict[int, Process]:
         if lacking := [s for s in shards if s not in self.ready or s not in self.returning]:
@@ -221,23 +248,29 @@ class ExpertGroup:
             process.send(tell.Routes(table=self.map.bytes()))
 
     def sing(self, epoch: int, deadline: Deadline) -> None:
-        """One canary step: the same bits from all ranks, and, while every expert is covered, the same as at the start."""
-        songs = self._asking.ask(
-            self._crew.members, say.Canary(epoch=epoch), say.Sang, deadline, lambda m: m.epoch == epoch, epoch
-        )  # fmt: skip
-        heard = {song.logits for song in songs.values()}
-        whole = not self.map.uncovered()
-        known = self.song.logits if self.song and whole else next(iter(heard))
-        if heard != {known}:
-            raise RecoveryFailed(
-                "the canary step gives another result than when the engine started",
-                where=f"epoch {epoch}",
-                value=sorted(each.hex() for each in heard),
-                rule=f"logits {known.hex()}",
-                remedy="restart the engine; look at the devices of its ranks",
-            )
-        if whole and self.song is None:
-            self.song = next(iter(songs.values()))
+        """One canary step: the same bits from all ranks, and, while every expert is covered, the same as at the start.
+
+        If they are not, every slot is digested; where that finds damage, the step is done again without the damaged slots."""
+        while self.map.runnable:
+            songs = self._asking.ask(
+                self._crew.members, say.Canary(epoch=epoch), say.Sang, deadline, lambda m: m.epoch == epoch, epoch
+            )  # fmt: skip
+            heard = {song.logits for song in songs.values()}
+            whole = not self.map.uncovered()
+            known = self.song.logits if self.song and whole else next(iter(heard))
+            if heard == {known}:
+                if whole and self.song is None:
+                    self.song = next(iter(songs.values()))
+                return
+            if not self._audit(deadline, digest=True):
+                raise RecoveryFailed(
+                    "the canary step gives another result than when the engine started",
+                    where=f"epoch {epoch}, with every slot as it should be",
+                    value=sorted(each.hex() for each in heard),
+                    rule=f"logits {known.hex()}",
+                    remedy="restart the engine; look at the devices of its ranks",
+                )
+            self.send_routes()
 
     def _enlisted(self) -> tuple[Member, ...]:
         return tuple(

@@ -104,13 +104,17 @@ class Holding:
         self._seconds = time.monotonic() - began
 
     def told(self) -> Held:
-        flat = [e for layer in range(self.shape.layers) for e in self.store.routable(layer)]
         return Held(
-            digests=self.digests, routable=torch.tensor(flat, dtype=torch.int32).numpy().tobytes(),
+            digests=self.digests, routable=self.routable(),
             sources=self.sources, seconds=self._seconds, table=self._table(), not_kept=self.not_kept,
         )  # fmt: skip
 
     # -- looking -----------------------------------------------------------------------------------------------------------
+
+    def routable(self) -> bytes:
+        """int32 [layers, slots]: the expert of each slot, -1 where none may be routed to."""
+        flat = [e for layer in range(self.shape.layers) for e in self.store.routable(layer)]
+        return torch.tensor(flat, dtype=torch.int32).numpy().tobytes()
 
     def slot(self, layer: int, slot: int, expert: int) -> tuple[torch.Tensor, ...] | None:
         """The weights of a slot that holds `expert` and may be routed to now, else None."""
@@ -174,6 +178,7 @@ class Holding:
             source=report.source,
             read=report.bytes_read,
             seconds=time.monotonic() - began,
+            passed=tuple(source for source, _ in loaded.refused),
         )
 
     def refill(self, order: Refill) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from dynamo_gpu_ft.engines.reference.crew import Crew
 from dynamo_gpu_ft.engines.reference.experts import messages as tell
+from dynamo_gpu_ft.engines.reference.experts.figures import Figures
 from dynamo_gpu_ft.engines.reference.experts.group import ExpertGroup
 from dynamo_gpu_ft.engines.reference.experts.repairs import homeward, orphans
 from dynamo_gpu_ft.engines.reference.experts.traffic import Mask
@@ -17,6 +18,7 @@ from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.events import EventStream, StepDone
 
 ATTEMPTS = 3
+DAMAGED = "its bytes were damaged"
 #: (shard, layer, slot) -> expert that it is to hold.
 Wanted = dict[tuple[int, int, int], int]
 
@@ -25,9 +27,10 @@ class Mending:
     """`mask` is what is uncovered now; `log` what was brought, `refused` what was not and why. False from a method: a rank is lost."""
 
     def __init__(
-        self, group: ExpertGroup, crew: Crew, options: Options, events: EventStream
-    ) -> None:
+        self, group: ExpertGroup, crew: Crew, options: Options, events: EventStream, figures: Figures
+    ) -> None:  # fmt: skip
         self._group, self._crew, self._options, self._events = group, crew, options, events
+        self._figures = figures
         self._wanted: Wanted = {}
         self._tries: dict[tuple[int, int, int], int] = {}
         self._loads: Sequence[Sequence[int]] = [[1] * group.homes.experts] * len(group.homes.table)
@@ -42,13 +45,12 @@ class Mending:
     def busy(self) -> bool:
         return bool(self._wanted)
 
-    @property
-    def runnable(self) -> bool:
-        """In every layer there is an expert left to ask."""
-        return all(any(e >= 0 for e in row) for row in self._group.map.table)
-
     def begin(self, loads: Sequence[Sequence[int]]) -> None:
         """After the members changed: everything that is still to be brought is planned anew, and asked for."""
+        damaged = self._group.take_damaged()
+        self.refused += [f"shard {s}, layer {layer}, slot {slot}: {DAMAGED}" for s, layer, slot in damaged]  # fmt: skip
+        self._figures.damaged(len(damaged))
+        self._figures.map(self._group.map, self._group.epoch)
         self._landed.clear()
         self._tries.clear()
         self._loads, self._wanted = loads, self._plan()
@@ -65,13 +67,14 @@ class Mending:
 
     def damaged(self, hurt: Mapping[int, Collection[tuple[int, int]]]) -> None:
         """These slots may not be routed to any more; each is to be brought again."""
+        self._figures.damaged(sum(map(len, hurt.values())))
         for shard, slots in hurt.items():
             for layer, slot in slots:
                 physical = shard * self._options.slots + slot
                 expert = self._group.map.table[layer][physical]
                 self._group.map.table[layer][physical] = -1
                 if expert >= 0:
-                    self._want_again((shard, layer, slot), expert, "its bytes were damaged")
+                    self._want_again((shard, layer, slot), expert, DAMAGED)
         self._routed()
         self._ask()
 
@@ -108,6 +111,7 @@ class Mending:
             at = (shard, each.fill.layer, each.fill.slot)
             if self._wanted.get(at) != each.fill.expert:
                 continue
+            self._figures.landed(each)
             if each.error:
                 self._want_again(at, each.fill.expert, each.error)
             else:
@@ -127,6 +131,7 @@ class Mending:
                 self._group.map.table[layer][shard * self._options.slots + slot] = expert
                 self._wanted.pop((shard, layer, slot), None)
                 self._tries.pop((shard, layer, slot), None)
+            self._figures.damaged(len(answer.damaged))
             for layer, slot in answer.damaged:
                 at = (shard, layer, slot)
                 self._want_again(at, self._wanted[at], "what had landed was damaged")
@@ -141,6 +146,7 @@ class Mending:
             return False
         if not self._wanted:
             seconds = time.monotonic() - self._began
+            self._figures.refilled(seconds)
             self._events.emit(
                 StepDone(epoch=self._group.epoch, step="refill", duration_s=seconds, ok=not self.mask)
             )  # fmt: skip
@@ -151,6 +157,7 @@ class Mending:
 
     def _routed(self) -> None:
         self.mask = self._group.map.uncovered()
+        self._figures.map(self._group.map, self._group.epoch)
         self._group.send_routes()
 
     def _want_again(self, at: tuple[int, int, int], expert: int, why: str) -> None:

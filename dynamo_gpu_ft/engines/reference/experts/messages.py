@@ -28,12 +28,14 @@ class Fill(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Landed(msgspec.Struct, frozen=True, kw_only=True):
-    """A fill that is over: staged, for the next commit of its layer, or not (`error`). `source`, `read`, `seconds`: where it came from."""
+    """A fill that is over: staged, for the next commit of its layer, or not (`error`). `source`, `read`, `seconds`: where it came from;
+    `passed`: sources that were asked before that one."""
 
     fill: Fill
     source: str = ""
     read: int = 0
     seconds: float = 0.0
+    passed: tuple[str, ...] = ()
     error: str = ""
 
 
@@ -90,6 +92,13 @@ class Retire(_Message, frozen=True, kw_only=True):
     slots: tuple[tuple[int, int], ...]
 
 
+class Audit(_Message, frozen=True, kw_only=True):
+    """Say which slots are routable; with `digest`, once each of them was digested. Answer: `Audited`."""
+
+    number: int
+    digest: bool = False
+
+
 class Tell(_Message, frozen=True, kw_only=True):
     """Answer: `Told`."""
 
@@ -138,6 +147,13 @@ class Committed(_Message, frozen=True, kw_only=True):
     damaged: tuple[tuple[int, int], ...] = ()
 
 
+class Audited(_Message, frozen=True, kw_only=True):
+    """`routable`: int32 [layers, slots], the expert of each slot that may be routed to, else -1."""
+
+    number: int
+    routable: bytes
+
+
 class Told(_Message, frozen=True, kw_only=True):
     number: int
     landed: tuple[Landed, ...] = ()
@@ -145,9 +161,9 @@ class Told(_Message, frozen=True, kw_only=True):
 
 Order = Union[
     say.Join, say.Revoke, say.Fence, say.Canary, say.Describe, say.Arm,
-    Hold, Routes, Forward, Refill, Commit, Retire, Tell, Spoil,
+    Hold, Routes, Forward, Refill, Commit, Retire, Audit, Tell, Spoil,
 ]  # fmt: skip
 Reply = Union[
     say.Hello, say.Joined, say.Broken, say.Failed, say.Fenced, say.Sang, say.Described,
-    Held, Stepped, Committed, Told,
+    Held, Stepped, Committed, Audited, Told,
 ]  # fmt: skip

@@ -71,6 +71,10 @@ class ExpertRank(rank.Rank):
             tell.Commit(epoch=order.epoch, layers=tuple(sorted({at for at, _ in order.slots})))
         )
 
+    def _audit(self, order: tell.Audit) -> tell.Audited:
+        self._here.scrub(-1 if order.digest else 0)
+        return tell.Audited(number=order.number, routable=self._here.routable())
+
     def _tell(self, order: tell.Tell) -> tell.Told:
         return tell.Told(number=order.number, landed=self._here.take_landed())
 

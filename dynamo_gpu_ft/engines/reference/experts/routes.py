@@ -41,6 +41,11 @@ class Map:
             for expert in sorted(set(range(self.experts)) - set(row))
         )
 
+    @property
+    def runnable(self) -> bool:
+        """In every layer there is an expert left to ask."""
+        return all(any(e >= 0 for e in row) for row in self.table)
+
     def drop(self, shard: int) -> None:
         """Nothing may be sent to this shard any more."""
         for row in self.table:
