@@ -267,7 +267,9 @@ class Fusion:
         if case.ended_at is not None:
             return case.ended_at + s.window_s
         times = []
-        if case.told is None and case.tell_at(s) > self._now:  # else it is told at the end of this batch
+        if (
+            case.told is None and case.tell_at(s) > self._now
+        ):  # else it is told at the end of this batch
             times.append(case.tell_at(s))
         quiet = quiet_for(case.verdict, s)
         if quiet is not None:
