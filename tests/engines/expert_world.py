@@ -99,6 +99,7 @@ class Report:
     longest_s: float = 0.0
     pause_s: float = 0.0  # longest between two steps that gave tokens: a kill in the run is at most so long before the next token
     stream_s: float = 0.0  # longest between two tokens of one request
+    usual_s: float = 0.0  # of a step that nothing happened in
 
     @property
     def masked(self) -> bool:
@@ -106,10 +107,11 @@ class Report:
 
 
 class Pauses:
-    """The longest time without a token, of all requests together and of any one of them, from its first token on."""
+    """The longest time without a token, of all requests together and of any one of them, from its first token on; and the usual one."""
 
     def __init__(self) -> None:
         self.any_s = self.one_s = 0.0
+        self._steps: list[float] = []
         self._last: dict[str, float] = {}
         self._newest = 0.0
 
@@ -117,9 +119,16 @@ class Pauses:
         now = time.monotonic()
         if self._newest:
             self.any_s = max(self.any_s, now - self._newest)
+            self._steps.append(now - self._newest)
         if request in self._last:
             self.one_s = max(self.one_s, now - self._last[request])
         self._newest = self._last[request] = now
+
+    @property
+    def usual_s(self) -> float:
+        """Of a step: the median of pauses that are none between two tokens of one step."""
+        found = sorted(each for each in self._steps if each > 1e-3)
+        return found[len(found) // 2] if found else 0.0
 
 
 def spread(seconds: Sequence[float]) -> str:
@@ -186,6 +195,7 @@ class Drill:
             longest,
             pauses.any_s,
             pauses.one_s,
+            pauses.usual_s,
         )
 
     def hurt(self, fault: Fault) -> None:

@@ -115,7 +115,7 @@ def play(drill: Drill, oracle: Oracle, mode: str, point: str, shard: int, **how:
     after = drill.run(seed, count=2, tokens=how["tokens"])
     judge(oracle, after, instant=True, note=note)
     drill.whole()
-    print(f"{note}: next token within {report.pause_s:.3f} s, of each request within {report.stream_s:.3f} s")  # fmt: skip
+    print(f"{note}: next token within {report.pause_s:.3f} s, of each request within {report.stream_s:.3f} s, a usual step {report.usual_s:.3f} s")  # fmt: skip
 
 
 def cases(ep: int, sample: Callable[[str, str, int], bool]) -> list[Any]:
