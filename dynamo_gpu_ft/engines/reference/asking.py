@@ -1,6 +1,6 @@
 """Asking ranks and waiting for their replies as the coordinator's contract wants it: all of them, or who is to blame that some are missing.
 
-Between the steps of `group.py` and the processes of `crew.py`.
+Between the steps of the group adapters and the processes of `crew.py`.
 """
 
 from __future__ import annotations

@@ -128,6 +128,11 @@ class Crew:
         self._calls = -1
         self._watch_steps()
 
+    @property
+    def lost(self) -> dict[int, str]:
+        """Members that are lost, as far as was seen: shard -> why."""
+        return {shard: p.why for shard, p in self.members.items() if p.why}
+
     def attend(self, judge: Callable[[], None], calls: int) -> None:
         """`judge` is called with every look, and may call members lost; the descriptor `calls` wakes those who wait."""
         self._judge, self._calls = judge, calls

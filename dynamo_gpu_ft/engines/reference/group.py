@@ -1,18 +1,16 @@
 """`ReferenceGroup`: how the coordinator's steps are done to this engine's ranks (the `GroupAdapter` contract).
 
-It runs on the coordinator's thread while the driver waits. Survivors are only ever freed, fenced and given new communicators; what a
-replacement needs comes from the weight sources and the arena.
+Survivors are only ever freed, fenced and given new communicators; what a replacement needs comes from the weight sources and the arena.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from dynamo_gpu_ft.engines.reference import messages as say
 from dynamo_gpu_ft.engines.reference import split
-from dynamo_gpu_ft.engines.reference.asking import Asking
+from dynamo_gpu_ft.engines.reference.adapter import Adapter
 from dynamo_gpu_ft.engines.reference.crew import Crew, Process
 from dynamo_gpu_ft.engines.reference.devices import Devices
 from dynamo_gpu_ft.engines.reference.joint import seats
@@ -21,44 +19,40 @@ from dynamo_gpu_ft.engines.reference.scheduler import Scheduler
 from dynamo_gpu_ft.engines.reference.shape import Shape
 from dynamo_gpu_ft.engines.reference.store import Shelf
 from dynamo_gpu_ft.errors import RecoveryFailed
-from dynamo_gpu_ft.recovery.group.base import Deadline, MembersLost, StandbyLost
+from dynamo_gpu_ft.recovery.group.base import Deadline, StandbyLost
 from dynamo_gpu_ft.recovery.group.plan import Kind, Plan
 from dynamo_gpu_ft.recovery.membership.base import Member, Membership
 from dynamo_gpu_ft.recovery.weights.peer import Table
 from dynamo_gpu_ft.topology import Device
 
 
-class ReferenceGroup:
-    """`manifest` is shard -> digests of its weights as they were at the engine's start; `song` the canary's result then; `facts` what the
-    last rebuild cost, for the bench. `peers`: processes of other engines that may hold the same weights; believed only against the manifest."""
+class ReferenceGroup(Adapter):
+    """`manifest` is shard -> digests of its weights. `peers`: processes of other engines that may hold the same weights; believed only
+    against the manifest."""
+
+    manifest: dict[int, dict[str, bytes]]
 
     def __init__(
         self, options: Options, shape: Shape, crew: Crew, scheduler: Scheduler, devices: Devices
     ) -> None:
-        self._options, self._shape, self._crew, self._scheduler = options, shape, crew, scheduler
-        self._asking, self._devices = Asking(crew), devices
+        super().__init__(options, shape, crew)
+        self._scheduler, self._devices = scheduler, devices
         self.peers: tuple[Table, ...] = ()
-        self._tables: dict[int, Table] = {}
         self.split = self._whole = split.even(shape, options.tp, options.pp)
         self._shelf = Shelf(options, self.split)
-        self.manifest: dict[int, dict[str, bytes]] = {}
-        self.facts: dict[str, Any] = {}
-        self.epoch = 0
-        self._newest = 0  # also of attempts that failed
         #: Digests of the weights of shards that were rebuilt and not validated yet, as their ranks told them.
         self._arrived: dict[int, dict[str, bytes]] = {}
         self._owed: dict[
             int, set[int]
         ] = {}  # heads that survivors took over and have not restored yet
         self._recutting = False  # an attempt began to, and nobody knows how far it came
-        self.song: say.Sang | None = None
-        self._fences = 0
+
+    def remember(self, former: Adapter) -> None:
+        super().remember(former)
+        assert isinstance(former, ReferenceGroup)
+        self.peers = former.peers
 
     # -- the contract ------------------------------------------------------------------------------------------------------
-
-    def lost(self) -> Mapping[int, str]:
-        self._crew.look()
-        return {shard: p.why for shard, p in self._crew.members.items() if p.why}
 
     def standbys(self) -> int:
         """None of them is of use to a shard that has no device."""
@@ -66,25 +60,6 @@ class ReferenceGroup:
         living = {shard for shard, p in self._crew.members.items() if not p.why}
         homeless = self._devices.homeless(set(range(self._whole.shards)) - living)
         return len(self._crew.standbys) if len(homeless) <= self._devices.spares else 0
-
-    def quiesce(self, dead: frozenset[int], deadline: Deadline) -> None:
-        crew = self._crew
-        ending = [*crew.fresh.values(), *(crew.members.pop(s) for s in dead if s in crew.members)]
-        crew.fresh.clear()
-        for process in ending:
-            if not process.end(deadline.left_s):
-                raise TimeoutError(f"process {process.pid} does not end")
-        for process in crew.members.values():
-            process.send(say.Revoke(epoch=self._newest))
-        self._fences += 1
-        number = self._fences
-        self._asking.ask(
-            crew.members,
-            say.Fence(number=number),
-            say.Fenced,
-            deadline,
-            lambda m: m.number == number,
-        )
 
     def rebuild(self, plan: Plan, epoch: int, deadline: Deadline) -> tuple[Member, ...]:
         self.facts = {"kind": plan.kind.value, "began": time.monotonic(), "copy_s": 0.0}
@@ -123,15 +98,8 @@ class ReferenceGroup:
         self._note("validated")
 
     def commit(self, membership: Membership, deadline: Deadline) -> None:
-        self.epoch = membership.epoch
         self._arrived.clear()
-        self._crew.look()
-        if lost := {s: p.why for s, p in self._crew.members.items() if p.why}:
-            raise MembersLost(lost)
-
-    def abandon(self, reason: str) -> None:
-        """Ends the processes; what becomes of the requests is for the driver, which knows whether everything is started again."""
-        self._crew.end_all()
+        super().commit(membership, deadline)
 
     # -- also used at the engine's start -----------------------------------------------------------------------------------
 
@@ -170,36 +138,13 @@ class ReferenceGroup:
 
     def sing(self, epoch: int, deadline: Deadline) -> None:
         """One canary step: the same bits as at the start while the cuts are the same, else the same token."""
-        songs = self._asking.ask(
-            self._crew.members,
-            say.Canary(epoch=epoch),
-            say.Sang,
-            deadline,
-            lambda m: m.epoch == epoch,
-            epoch,
-        )
-        heard = {song for song in songs.values() if song.logits}
-        first = next(iter(heard))
-        known = self.song or first
-        same = (
-            first.logits == known.logits
-            if self.split == self._whole
-            else first.token == known.token
-        )
-        if not (len({s.logits for s in heard}) == 1 and same):
-            raise RecoveryFailed(
-                "the canary step gives another result than when the engine started",
-                where=f"epoch {epoch}",
-                value=[(s.token, s.logits.hex()) for s in heard],
-                rule=f"token {known.token}, logits {known.logits.hex()}",
-                remedy="restart the engine; look at the devices of the rebuilt shards",
-            )
-        if self.song is None:
-            self.song = first
+        song = self._canary(epoch, deadline)
+        self.song = self.song or song
 
-    def tables(self) -> tuple[Table, ...]:
-        """Where the live members' weights lie: for engines of the same model and cuts on this machine."""
-        return tuple(t for s, t in self._tables.items() if s in self._crew.members)
+    def _like(self, song: say.Sang, known: say.Sang) -> bool:
+        if self.split == self._whole:
+            return song.logits == known.logits
+        return song.token == known.token
 
     def describe(self, deadline: Deadline, blocks: Sequence[int] = ()) -> dict[int, say.Described]:
         """Addresses and process of every member, and a digest of its KV of `blocks`."""
@@ -208,13 +153,8 @@ class ReferenceGroup:
 
     # -- the parts of a rebuild --------------------------------------------------------------------------------------------
 
-    def _enlisted(self) -> tuple[Member, ...]:
-        return tuple(
-            Member(
-                shard=shard, rank=rank, pid=p.pid, started=p.started, device=Device(index=self._devices.of(shard))
-            )
-            for rank, (shard, p) in enumerate(self._crew.members.items())
-        )  # fmt: skip
+    def _device(self, shard: int) -> Device:
+        return Device(index=self._devices.of(shard))
 
     def _cuts(self, shards: Sequence[int]) -> split.Split:
         missing = sorted(set(range(self._whole.shards)) - set(shards))

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from dynamo_gpu_ft.engines.reference import messages as say
-from dynamo_gpu_ft.engines.reference.asking import Asking
+from dynamo_gpu_ft.engines.reference.adapter import Adapter
 from dynamo_gpu_ft.engines.reference.crew import Crew, Process
 from dynamo_gpu_ft.engines.reference.experts import messages as tell
 from dynamo_gpu_ft.engines.reference.experts.held import expert_needs
@@ -19,54 +19,31 @@ from dynamo_gpu_ft.engines.reference.experts.routes import Map
 from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.engines.reference.shape import Shape
 from dynamo_gpu_ft.errors import RecoveryFailed
-from dynamo_gpu_ft.recovery.group.base import Deadline, MembersLost, StandbyLost
+from dynamo_gpu_ft.recovery.group.base import Deadline, StandbyLost
 from dynamo_gpu_ft.recovery.group.plan import Plan
 from dynamo_gpu_ft.recovery.membership.base import Member, Membership
-from dynamo_gpu_ft.recovery.weights.peer import Table
 
 
-class ExpertGroup:
+class ExpertGroup(Adapter):
     """`map` is what may be routed to now, `homes` what each rank held at the start; `manifest`: digest of every tensor of the model."""
 
+    manifest: dict[str, bytes]
+
     def __init__(self, options: Options, shape: Shape, crew: Crew, homes: Map) -> None:
-        self._options, self._shape, self._crew, self._asking = options, shape, crew, Asking(crew)
+        super().__init__(options, shape, crew)
         self.homes = homes
         self.map = Map(homes.experts, homes.slots, homes.table)
-        self.manifest: dict[str, bytes] = {}
         self.returning: dict[int, Process] = {}
         self.ready: dict[int, tell.Held] = {}
         self.growing = False
-        self.song: say.Sang | None = None
-        self.epoch = self._newest = 0
-        self._tables: dict[int, Table] = {}
-        self._fences = self._audits = 0
+        self._audits = 0
         self._damaged: list[tuple[int, int, int]] = []
-        self.facts: dict[str, float] = {}
 
     # -- the contract ------------------------------------------------------------------------------------------------------
-
-    def lost(self) -> Mapping[int, str]:
-        self._crew.look()
-        return {shard: p.why for shard, p in self._crew.members.items() if p.why}
 
     def standbys(self) -> int:
         """A rank that is ready to come back takes its own shard, when it is its turn."""
         return len(self.ready) if self.growing else 0
-
-    def quiesce(self, dead: frozenset[int], deadline: Deadline) -> None:
-        crew = self._crew
-        ending = [*crew.fresh.values(), *(crew.members.pop(s) for s in dead if s in crew.members)]
-        crew.fresh.clear()
-        for process in ending:
-            if not process.end(deadline.left_s):
-                raise TimeoutError(f"process {process.pid} does not end")
-        for process in crew.members.values():
-            process.send(say.Revoke(epoch=self._newest))
-        self._fences += 1
-        number = self._fences
-        self._asking.ask(
-            crew.members, say.Fence(number=number), say.Fenced, deadline, lambda m: m.number == number
-        )  # fmt: skip
 
     def rebuild(self, plan: Plan, epoch: int, deadline: Deadline) -> tuple[Member, ...]:
         began = time.monotonic()
@@ -91,22 +68,13 @@ class ExpertGroup:
     def validate(self, membership: Membership, deadline: Deadline) -> None:
         self.sing(membership.epoch, deadline)
 
-    def commit(self, membership: Membership, deadline: Deadline) -> None:
-        self.epoch = membership.epoch
-        self._crew.look()
-        if lost := {s: p.why for s, p in self._crew.members.items() if p.why}:
-            raise MembersLost(lost)
-
-    def abandon(self, reason: str) -> None:
-        self.end()
-
     def end(self) -> None:
         """Every process. Never raises."""
         for process in self.returning.values():
             process.end(1.0)
         self.returning.clear()
         self.ready.clear()
-        self._crew.end_all()
+        super().end()
 
     # -- starting and coming back --------------------------------------------------------------------------------------------
 
@@ -169,10 +137,6 @@ class ExpertGroup:
         names = [str(need) for need in expert_needs(self._shape, layer, expert)]
         digests = {name: self.manifest[name] for name in names if name in self.manifest}
         return tell.Fill(layer=layer, slot=slot, expert=expert, digests=digests)
-
-    def tables(self) -> tuple[Table, ...]:
-        """Where live members' weights lay when they told."""
-        return tuple(t for s, t in self._tables.items() if s in self._crew.members)
 
     def _check(self, shard: int, held: tell.Held) -> None:
         for name, digest in held.digests.items():
@@ -252,28 +216,16 @@ class ExpertGroup:
 
         If they are not, every slot is digested; where that finds damage, the step is done again without the damaged slots."""
         while self.map.runnable:
-            songs = self._asking.ask(
-                self._crew.members, say.Canary(epoch=epoch), say.Sang, deadline, lambda m: m.epoch == epoch, epoch
-            )  # fmt: skip
-            heard = {song.logits for song in songs.values()}
-            whole = not self.map.uncovered()
-            known = self.song.logits if self.song and whole else next(iter(heard))
-            if heard == {known}:
-                if whole and self.song is None:
-                    self.song = next(iter(songs.values()))
-                return
-            if not self._audit(deadline, digest=True):
-                raise RecoveryFailed(
-                    "the canary step gives another result than when the engine started",
-                    where=f"epoch {epoch}, with every slot as it should be",
-                    value=sorted(each.hex() for each in heard),
-                    rule=f"logits {known.hex()}",
-                    remedy="restart the engine; look at the devices of its ranks",
-                )
-            self.send_routes()
+            try:
+                song = self._canary(epoch, deadline)
+            except RecoveryFailed:
+                if not self._audit(deadline, digest=True):
+                    raise
+                self.send_routes()
+                continue
+            if self.song is None and not self.map.uncovered():
+                self.song = song
+            return
 
-    def _enlisted(self) -> tuple[Member, ...]:
-        return tuple(
-            Member(shard=shard, rank=rank, pid=p.pid, started=p.started)
-            for rank, (shard, p) in enumerate(self._crew.members.items())
-        )
+    def _like(self, song: say.Sang, known: say.Sang) -> bool:
+        return bool(self.map.uncovered()) or song.logits == known.logits
