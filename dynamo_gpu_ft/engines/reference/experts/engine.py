@@ -7,21 +7,15 @@ requests is touched by a loss. Those of the lost rank are prefilled again on oth
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import os
-import shutil
 import struct
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 
-from dynamo_gpu_ft.engines.reference import messages as say
 from dynamo_gpu_ft.engines.reference import shape
-from dynamo_gpu_ft.engines.reference.asking import GRACE_S
 from dynamo_gpu_ft.engines.reference.crew import Crew
-from dynamo_gpu_ft.engines.reference.driver import Output
+from dynamo_gpu_ft.engines.reference.driving import Driver, Output
 from dynamo_gpu_ft.engines.reference.experts import messages as tell
 from dynamo_gpu_ft.engines.reference.experts.figures import Figures
 from dynamo_gpu_ft.engines.reference.experts.group import ExpertGroup
@@ -33,28 +27,25 @@ from dynamo_gpu_ft.engines.reference.experts.traffic import Piece, Traffic
 from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.engines.reference.sampling import Sampling
 from dynamo_gpu_ft.engines.reference.shard import DTYPES
-from dynamo_gpu_ft.errors import ConfigError, GpuFtError, RecoveryFailed
+from dynamo_gpu_ft.errors import ConfigError
 from dynamo_gpu_ft.events import EventStream
 from dynamo_gpu_ft.experts.gap import Gap
 from dynamo_gpu_ft.experts.loads import Loads
-from dynamo_gpu_ft.recovery import processes
-from dynamo_gpu_ft.recovery.group.base import Deadline
-from dynamo_gpu_ft.recovery.group.coordinator import Coordinator
 from dynamo_gpu_ft.recovery.group.plan import Kind, Policy
 from dynamo_gpu_ft.recovery.group.states import State
 from dynamo_gpu_ft.recovery.membership.base import MembershipStore
-from dynamo_gpu_ft.recovery.membership.open import open_store
 
 COSTS = {Kind.SUBSTITUTE: 0.1, Kind.DEGRADE: 0.1, Kind.RESTART: 10.0}
-_numbers = itertools.count(1)
 
 
-class ExpertEngine:
+class ExpertEngine(Driver):
     """Starts on construction: blocks until every rank is filled, at most `start_timeout_s`. A context manager.
 
     come_back   whether a lost rank's place is filled again, by a new process in the background
     scrub       layers whose slots are digested behind each step, in turn; -1: all, and a step that met damage is computed again
     """
+
+    group: ExpertGroup
 
     def __init__(
         self,
@@ -67,67 +58,38 @@ class ExpertEngine:
         scrub: int = 1,
     ) -> None:
         """`placement`: what the slots hold; by default what survives the loss of any rank, else experts in turn. Raises `ConfigError`, `RecoveryFailed`."""
-        self.options, self.config = options, options.config()
-        self.shape = shape.read(Path(options.model))
+        super().__init__(options)
         self._come_back, self._scrub = come_back, scrub
         self.homes = placement or _start_map(self.shape, options)
         _check(self.shape, options, self.homes)
-        self._store = store if store is not None else open_store(self.config)
         self._figures = Figures(self.config, expert_bytes(self.shape, DTYPES[options.dtype]))
-        self._events = self._figures.heard_by(events or EventStream())
-        self._tag = f"{options.name}-{os.getpid()}-{next(_numbers)}"
-        self._steps, self._names = 0, itertools.count()
-        self._restarts: list[float] = []
         self.traffic = Traffic(options, self.shape.positions)
         self.counts: Counter[tuple[int, int]] = Counter()  # rows by (layer, physical slot)
         self.gap = Gap()  # what masked routers have cost so far
         self.loads = Loads(self.shape.layers, self.shape.experts)
-        self.failed = ""
-        self.crew = Crew(options, self._tag, tell.Reply)
-        self.group = ExpertGroup(options, self.shape, self.crew, self.homes)
-        self.mending = Mending(self.group, self.crew, options, self._events, self._figures)
-        try:
-            self._start()
-        except BaseException:
-            self.close()
-            raise
+        self._begin(store, self._figures.heard_by(events or EventStream()))
+
+    def _hire(self) -> None:
+        self.crew = Crew(self.options, self._tag, tell.Reply)
+        self.group = ExpertGroup(self.options, self.shape, self.crew, self.homes)
+        self.mending = Mending(self.group, self.crew, self.options, self._events, self._figures)
+
+    def _policy(self) -> Policy:
+        policy = Policy.of(self.config, respawn=False, costs=COSTS)
+        return dataclasses.replace(policy, min_shards=max(1, policy.min_shards))
 
     def _start(self) -> None:
-        deadline = Deadline.after(self.config.start_timeout_s)
-        try:
-            members = self.group.start(deadline)
-            policy = Policy.of(self.config, respawn=False, costs=COSTS)
-            policy = dataclasses.replace(policy, min_shards=max(1, policy.min_shards))
-            self.coordinator = Coordinator(
-                self.options.name, self.options.ep, self.group, self._store, policy, self._events
-            )
-            membership = self.coordinator.found(members)
-            self.group.connect(membership.epoch, deadline)
-            self.mending.begin(self.loads.decayed())
-        except GpuFtError:
-            raise
-        except Exception as error:
-            raise RecoveryFailed(
-                "the engine does not start",
-                where=self.options.name,
-                value=f"{type(error).__name__}: {error}",
-                rule=f"all ranks within {self.config.start_timeout_s:g} s",
-                remedy="look at the ranks' own messages above this one",
-            ) from error
+        super()._start()
+        self.mending.begin(self.loads.decayed())
 
     # -- requests ------------------------------------------------------------------------------------------------------------
 
-    def submit(self, prompt: Sequence[int], sampling: Sampling, request: str = "") -> str:
-        """Queues a request on the rank with the fewest and returns its name. Raises `GpuFtError` for one that cannot be served."""
-        if self.failed:
-            raise RecoveryFailed("the engine has failed", where=self.options.name, value=self.failed)  # fmt: skip
-        if bad := [t for t in prompt if not 0 <= t < self.shape.vocab]:
-            raise GpuFtError(
-                "a prompt has unknown tokens", value=bad[:3], rule=f"below {self.shape.vocab}"
-            )
-        name = request or f"r{next(self._names)}"
+    def _queue(self, name: str, prompt: Sequence[int], sampling: Sampling) -> None:
+        """On the rank with the fewest."""
         self.traffic.add(name, prompt, sampling, self.crew.members)
-        return name
+
+    def _end_requests(self, reason: str) -> list[Output]:
+        return self.traffic.end_all(reason)
 
     @property
     def busy(self) -> bool:
@@ -139,12 +101,9 @@ class ExpertEngine:
         return not self.group.map.uncovered()
 
     def step(self) -> list[Output]:
-        """Computes one step of what is open. Blocks for it, and for a recovery if one is needed; [] when that, or nothing, was done.
-
-        What was refilled meanwhile becomes routable before it, a rank that is ready comes back. After a failure for good, the open
-        requests' ends are returned once, with the reason."""
+        """As of every driver. What was refilled meanwhile becomes routable before it, a rank that is ready comes back."""
         self.crew.look()
-        if any(p.why for p in self.crew.members.values()):
+        if self.crew.lost:
             return self.recover()
         if not self.mending.advance():
             return self.recover()
@@ -170,12 +129,7 @@ class ExpertEngine:
                     pieces=plan.pieces if plan else (), gone=plan.gone if plan else (),
                 )
             )  # fmt: skip
-        done = self.crew.collect(
-            members,
-            lambda m: isinstance(m, tell.Stepped) and (m.epoch, m.number) == (epoch, number),
-            time.monotonic() + self.config.step_deadline_s,
-            epoch=epoch,
-        )
+        done = self._done(tell.Stepped)
         self.mending.heard({shard: answer.landed for shard, answer in done.items()})
         if len(done) < len(members):
             return self._step_lost(epoch)
@@ -187,25 +141,12 @@ class ExpertEngine:
         self._count(done)
         return self.traffic.apply(plans, {k: v for a in done.values() for k, v in a.drawn.items()}, self.mending.mask)  # fmt: skip
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
-        """All outputs, in the order of the prompts. Raises `RecoveryFailed` when the engine fails for good."""
-        names = [self.submit(prompt, sampling) for prompt in prompts]
-        outputs: dict[str, list[int]] = {name: [] for name in names}
-        while self.busy:
-            for output in self.step():
-                if output.token is not None:
-                    outputs.setdefault(output.request, []).append(output.token)
-        if self.failed:
-            raise RecoveryFailed("the engine has failed", where=self.options.name, value=self.failed)  # fmt: skip
-        return [outputs[name] for name in names]
-
     def settle(self, limit_s: float) -> bool:
         """Without requests: goes on until nothing is being refilled and nobody is on its way back; False when that took too long."""
         until = time.monotonic() + limit_s
         while time.monotonic() < until and not self.failed:
             self.crew.look()
-            lost = any(p.why for p in self.crew.members.values())
-            if lost or not self.mending.advance() or not self.mending.poll():
+            if self.crew.lost or not self.mending.advance() or not self.mending.poll():
                 self.recover()
             elif self._may_return():
                 self.recover(grow=True)
@@ -223,28 +164,6 @@ class ExpertEngine:
         missing = set(range(self.options.ep)) - set(self.crew.members)
         return bool(missing) and missing <= set(self.group.ready)
 
-    def _step_lost(self, epoch: int) -> list[Output]:
-        """Somebody is dead, hung or failed: who, shows within a moment, or by who does not come back from the step."""
-        members = self.crew.members
-        until = time.monotonic() + GRACE_S
-        while not any(p.why for p in members.values()) and time.monotonic() < until:
-            time.sleep(0.002)
-            self.crew.look()
-        if not any(p.why for p in members.values()):
-            for process in members.values():
-                process.send(say.Revoke(epoch=epoch))
-                process.send(say.Fence(number=-self._steps))
-            back = self.crew.collect(
-                members,
-                lambda m: isinstance(m, say.Fenced) and m.number == -self._steps,
-                time.monotonic() + max(1.0, self.config.hang_floor_s),
-            )
-            for shard in set(members) - set(back):
-                members[shard].lost("it does not come back from a step that was called off")
-            if len(back) == len(members):
-                members[max(members)].lost("its communicators broke and nobody is dead")
-        return self.recover()
-
     def condemn(self, shard: int, why: str) -> None:
         """The shard's process has to go, by a verdict say; the next step goes on without it."""
         if shard in self.crew.members:
@@ -258,9 +177,8 @@ class ExpertEngine:
     def recover(self, *, grow: bool = False) -> list[Output]:
         """Goes on without what is lost, or, with `grow`, takes in who is ready. Blocks at most `recovery_deadline_s` and a restart.
         Returns the ends of requests if it failed."""
-        lost = {shard: p.why for shard, p in self.crew.members.items() if p.why}
         self.group.growing = grow
-        outcome = self.coordinator.recover(lost, grow=grow)
+        outcome = self.coordinator.recover(self.crew.lost, grow=grow)
         self.group.growing = False
         if outcome.state is State.SERVING:
             missing = set(range(self.options.ep)) - set(self.crew.members)
@@ -271,53 +189,12 @@ class ExpertEngine:
                     for shard in missing:
                         self.bring_back(shard)
             return []
-        if outcome.kind is Kind.RESTART and not outcome.superseded:
-            return self._restart(outcome.reason)
-        return self._fail(outcome.reason)
-
-    def _restart(self, reason: str) -> list[Output]:
-        now = time.monotonic()
-        self._restarts = [t for t in self._restarts if now - t < self.config.restart_window_s]
-        if len(self._restarts) >= self.config.max_restarts:
-            return self._fail(f"{len(self._restarts)} restarts did not help: {reason}")
-        self._restarts.append(now)
-        try:
-            self.restart()
-        except RecoveryFailed as error:
-            return self._fail(f"{reason}; then {error}")
-        return []
+        return self._not_in_place(outcome)
 
     def restart(self) -> None:
         """Ends every process and starts all of them again; open requests keep their tokens and are prefilled again."""
-        self.group.end()
-        self.crew.close()
-        self.crew = Crew(self.options, self._tag, tell.Reply)
-        manifest, song = self.group.manifest, self.group.song
-        self.group = ExpertGroup(self.options, self.shape, self.crew, self.homes)
-        self.group.manifest, self.group.song = manifest, song
-        self.mending = Mending(self.group, self.crew, self.options, self._events, self._figures)
-        self._start()
+        super().restart()
         self.traffic.move(range(self.options.ep), self.crew.members)
-
-    def _fail(self, reason: str) -> list[Output]:
-        self.failed = reason
-        self.group.end()
-        return self.traffic.end_all(reason)
-
-    def close(self) -> None:
-        """Ends every process of the engine. Can be repeated; never raises."""
-        with suppress(OSError):
-            self.group.end()
-            self.crew.close()
-        processes.end_all(self._tag, deadline_s=5.0)
-        for left in Path(self.config.arena_dir).glob(f"*{self._tag}-*.rendezvous"):
-            shutil.rmtree(left, ignore_errors=True)
-
-    def __enter__(self) -> ExpertEngine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     # -- details -------------------------------------------------------------------------------------------------------------
 

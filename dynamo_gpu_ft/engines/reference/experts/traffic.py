@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dynamo_gpu_ft.engines.reference.driver import Output
+from dynamo_gpu_ft.engines.reference.driving import Output
 from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.engines.reference.sampling import Sampling
 from dynamo_gpu_ft.engines.reference.scheduler import Plan, Request, Scheduler
