@@ -182,6 +182,8 @@ def _serve(asked: socket.socket, modules: Sequence[str], parent: int) -> None:
                 Exception
             ):  # a module of another's making that cannot be imported by its name
                 importlib.import_module(name)
+    if titles := sys.modules.get("setproctitle"):
+        titles.getproctitle()  # it looks for a title's place behind the first variable, which a child's environment may not have
     gc.collect()
     gc.freeze()  # what is there stays shared with the children
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those in between are reaped by the kernel

@@ -85,19 +85,23 @@ def name_itself(pipe: Connection) -> None:
 
 
 def test_a_child_can_take_a_title_with_another_environment_than_the_nursery_s(
-    nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The package that engines use finds the title's place by where the environment began."""
+    """The package that engines use finds the title's place behind the first variable: here none is left as it was."""
     pytest.importorskip("setproctitle")
-    monkeypatch.setenv("GPU_FT_TEST_NURSERY", "now")
+    made = Nursery(["setproctitle"])
+    await_ready(made)
+    for name, value in os.environ.items():
+        monkeypatch.setenv(name, f"{value} ")
     ours, theirs = SPAWN.Pipe()
-    process = nursery.process(name_itself, args=(theirs,))
+    process = made.process(name_itself, args=(theirs,))
     process.start()
     theirs.close()
     assert ours.poll(WAIT_S)
     title, comm = ours.recv()
     assert (title.rstrip(b"\0"), comm) == (b"worker 3", "worker 3\n")
     process.join(WAIT_S)
+    made.close()
 
 
 def test_a_killed_child_is_told_by_its_sentinel_and_its_signal(nursery: Nursery) -> None:
