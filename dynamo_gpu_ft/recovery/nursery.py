@@ -161,6 +161,7 @@ class _Popen(popen_fork.Popen):
         if select.select([self.sentinel], [], [], BIRTH_S)[0]:
             said = os.read(self.sentinel, _PID.size)
         if len(said) != _PID.size:
+            self.finalizer()  # a child that comes after all has nobody to tell, and ends
             raise OSError(f"the nursery (pid {self._nursery.pid}) bears no child")
         (self.pid,) = _PID.unpack(said)
 
