@@ -22,11 +22,11 @@ RANKS = tuple(Rank(shard=n, pid=1000 + n, device=device) for n, device in enumer
 
 
 def measure(options: Options) -> list[Row]:
-    count, rounds = (20_000, 3) if options.quick else (200_000, 5)
+    most, rounds = (20_000, 3) if options.quick else (200_000, 5)
     rows: list[Row] = []
-    for name, make, text in (
-        ("storm", storm, "29 faults on 8 GPUs"),
-        ("apart", apart, "each reading on a device of its own"),
+    for name, make, count, text in (
+        ("storm", storm, most, "29 faults on 8 GPUs"),
+        ("apart", apart, most // 10, "each reading on a device of its own"),
     ):
         options.say(f"{name}: {count} readings, {text}")
         readings = make(count)

@@ -351,22 +351,28 @@ class Fusion:
             case.changed()
 
     def _make_room(self) -> None:
-        """One kind of evidence more than there is room for makes the oldest of the least severe incidents be forgotten."""
+        """One kind of evidence more than there is room for: the oldest of the least severe incidents are forgotten."""
         if len(self._fresh) >= self.settings.unsettled:
             self._regroup()
         if len(self._entries) < self.settings.entries:
             return
         self._regroup()
-        if self._cases:
-            case = min(
-                self._cases, key=lambda c: (not c.ended, c.verdict.unusable.severity, c.last_at())
-            )
+        first = sorted(
+            self._cases, key=lambda c: (not c.ended, c.verdict.unusable.severity, c.last_at())
+        )
+        # A sixteenth at a time: finding them looks at every case.
+        goal = self.settings.entries - max(1, self.settings.entries // 16)
+        gone = set()
+        for case in first:
+            if len(self._entries) <= goal:
+                break
             if not case.ended:
                 self._intake.counts["forgotten"] += 1
                 case.end("forgotten", case.last_at())
             self._tell_one(case)
-            self._cases.remove(case)
             self._forget(case.entries)
+            gone.add(id(case))
+        self._cases = [case for case in self._cases if id(case) not in gone]
 
     def _forget(self, entries: Iterable[Entry]) -> None:
         for entry in entries:

@@ -22,7 +22,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     sbe_per_s     corrected memory errors per second that are a storm
     sbe_over_s    shortest time over which that rate is believed
     evidence      kinds of readings kept per incident; the rest is counted
-    entries       kinds of readings kept in all; beyond, the oldest of the least severe incidents is forgotten
+    entries       kinds of readings kept in all; beyond, the oldest of the least severe incidents are forgotten, a sixteenth at a time
     text, facts   characters kept of a reading's text and of each fact; facts kept per reading
     """
 
