@@ -18,6 +18,7 @@ WORDS = {
     "rebuild": "lost slots out of the map, a communicator of those that are left",
     "validate": "one canary step, the same bits on all ranks",
     "refill": "the lost experts are in other slots, digested and committed",
+    "rebalance": "copies and balance are there again on the ranks that are left",
 }
 
 
