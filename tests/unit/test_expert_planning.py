@@ -89,6 +89,7 @@ def test_copies_come_back_behind_a_loss_and_behind_a_return(
         assert set(world.now.row(0)[lost * 6 : lost * 6 + 6]) == {-1}, "it comes back empty"
         world.go_on()
         assert world.survives_any()
+        assert not any(-1 in row for row in world.now.rows()), "no slot stays empty"
 
 
 def test_one_round_moves_no_more_than_its_budget_and_none_goes_without_end(

@@ -45,7 +45,7 @@ class ExpertEngine(Driver):
     come_back     whether a lost rank's place is filled again, by a new process in the background
     scrub         layers whose slots are digested behind each step, in turn; -1: all, and a step that met damage is computed again
     budget_bytes  of experts that one round moves to restore copies and balance behind a loss or a return; None: whatever is worth it.
-                  Orphans move whatever it costs, and rounds follow one another until no copy is missing
+                  Orphans move whatever it costs, and rounds follow one another until no copy is missing and no slot empty
     """
 
     group: ExpertGroup

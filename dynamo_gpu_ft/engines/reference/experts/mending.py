@@ -182,7 +182,8 @@ class Mending:
             for layer, slot in answer.damaged:
                 at = (shard, layer, slot)
                 self._landed.pop(at, None)
-                self._want_again(at, self._wanted[at], "what had landed was damaged")
+                if at in self._wanted:
+                    self._want_again(at, self._wanted[at], "what had landed was damaged")
         if members:
             self._routed()
         return self._all_there(members, told, "it does not commit")

@@ -56,8 +56,8 @@ class Planning:
     def next(self, now: Placement, given_up: Collection[tuple[int, int, int]]) -> tuple[Stage, Wanted]:  # fmt: skip
         """What to bring when nothing is under way; ("", {}) if nothing, or not yet. Never blocks but to plan a loss that nobody foresaw.
 
-        Orphans come first, all of them. Then rounds of `planner.recover`, each of at most the budget, follow one another until no copy
-        is missing; a round's moves come in waves, none of which takes an expert's last copy away."""
+        Orphans come first, all of them. Then rounds of `planner.recover`, each of at most the budget, follow one another until no copy is
+        missing and the slots of a rank that came back are in use; a round's moves come in waves, none of which takes an expert's last copy away."""
         if ahead.uncovered(now):
             plan = self._foreseen(now).plan
             moves = repairs.wanted(plan.moves, now.slots) if plan else {}
@@ -112,7 +112,7 @@ class Planning:
             return
         if found is not None:
             self._goal = found.rebalanced.placement
-            self._more = bool(found.missing and found.rebalanced.moves)
+            self._more = repairs.unfinished(found)
         elif self._owed:
             self._owed = False
             alive = [rank not in self._gone for rank in range(now.ranks)]

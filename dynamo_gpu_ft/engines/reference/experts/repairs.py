@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from dynamo_gpu_ft.errors import PlacementError
 from dynamo_gpu_ft.experts import change, planner
-from dynamo_gpu_ft.experts.base import Aim, Domains, Move, Placement
+from dynamo_gpu_ft.experts.base import EMPTY, Aim, Domains, Move, Placement, Recovery
 
 #: (shard, layer, slot) -> expert that it is to hold.
 Wanted = dict[tuple[int, int, int], int]
@@ -65,6 +65,19 @@ def wave(now: Placement, goal: Placement) -> Wanted:
         for physical, expert in first.changes.items():
             found[physical // now.slots, layer, physical % now.slots] = expert
     return found
+
+
+def unfinished(round_: Recovery) -> bool:
+    """Whether another round of the same budget has more to do: this one moves something, and leaves copies missing or, of slots of living
+    ranks that were empty, only some in use."""
+    plan, alive = round_.rebalanced, round_.rebalanced.certificate.alive
+
+    def empty(placement: Placement) -> int:
+        rows = (row[s * placement.slots : (s + 1) * placement.slots] for row in placement.rows() for s in alive)  # fmt: skip
+        return sum(row.count(EMPTY) for row in rows)
+
+    before, after = empty(round_.repaired.placement), empty(plan.placement)
+    return bool(plan.moves) and (round_.missing > 0 or 0 < after < before)
 
 
 def keeps(row: Sequence[int], changes: Mapping[int, int]) -> bool:
