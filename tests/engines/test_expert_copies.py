@@ -66,10 +66,10 @@ def drill(oracle: Oracle) -> Iterator[Drill]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def lose(drill: Drill, oracle: Oracle, seed: int, *faults: Fault, instant: bool, dead: set[int], **run: Any) -> None:  # fmt: skip
+def lose(drill: Drill, oracle: Oracle, *faults: Fault, instant: bool, dead: set[int], **run: Any) -> None:  # fmt: skip
     """A run with these faults, judged, and brought to rest."""
     note = str(faults)
-    report = drill.run(seed, faults, **{"count": 4, "tokens": 10, **run})
+    report = drill.run(1, faults, **{"count": 3, "tokens": 10, **run})
     judge(oracle, report, instant=instant, note=note)
     assert {death.shard for death in report.deaths} == dead, note
     assert drill.engine.settle(60), note
@@ -89,13 +89,13 @@ def test_a_second_kill_is_survived_at_once_once_copies_are_there_again(
 ) -> None:
     twin, before = shard ^ 1, len(drill.engine.mending.log)
     now = drill.engine.group.map.placement
-    lose(drill, oracle, 1, Fault("kill", point, shard, step=3), instant=True, dead={shard})
+    lose(drill, oracle, Fault("kill", point, shard, step=3), instant=True, dead={shard})
     assert {stage for stage, _ in drill.engine.mending.log[before:]} == {"rebalance"}
     assert drill.survived() == RANKS - 1
     assert uncovered(now.without([shard, twin])), (
         "without new copies this one would uncover experts"
     )
-    lose(drill, oracle, 2, Fault("kill", point, twin, step=3), instant=True, dead={twin})
+    lose(drill, oracle, Fault("kill", point, twin, step=3), instant=True, dead={twin})
     drill.whole()
 
 
@@ -103,9 +103,9 @@ def test_survivors_follow_a_loss_by_one_write_of_what_was_foreseen_and_so_the_ne
     drill: Drill, oracle: Oracle
 ) -> None:
     # Entry 0 is the map without a loss, 1 + 2 i the masked one of the i-th loss that is foreseen.
-    lose(drill, oracle, 3, Fault("kill", "expert", 2, step=3), instant=True, dead={2})
+    lose(drill, oracle, Fault("kill", "expert", 2, step=3), instant=True, dead={2})
     assert drill.engine.group.facts["entries"] == {0: 5, 1: 5, 3: 5}
-    lose(drill, oracle, 4, Fault("kill", "random", 1, step=3), instant=True, dead={1})
+    lose(drill, oracle, Fault("kill", "random", 1, step=3), instant=True, dead={1})
     assert drill.engine.group.facts["entries"] == {0: 3, 3: 3}, "of those left: 0, 1, 3"
     drill.whole()
 
@@ -124,7 +124,7 @@ def test_a_kill_while_copies_come_back_is_survived_too(
     # The other one's twin has most to bring, and of what both had there may be no copy for a while.
     first = Fault("kill", "dispatch", (shard + 2) % RANKS, step=3)
     second = Fault("kill", point, shard, step=2, times=2)
-    lose(drill, oracle, 6, second, first, instant=False, dead={first.shard, shard}, tokens=20)
+    lose(drill, oracle, second, first, instant=False, dead={first.shard, shard}, tokens=20)
     drill.whole()
 
 
@@ -135,7 +135,7 @@ def test_a_copy_that_is_damaged_between_landing_and_commit_is_never_routed_to(
     places = range(engine.shape.layers * engine.options.slots)
     spoils = [Fault("spoil-landing", "", s, step=0, times=p) for s in (0, 1, 2) for p in places]
     before = len(engine.mending.refused)
-    lose(drill, oracle, 7, *spoils, Fault("kill", "combine", 3, step=3), instant=True, dead={3})
+    lose(drill, oracle, *spoils, Fault("kill", "combine", 3, step=3), instant=True, dead={3})
     refused = engine.mending.refused[before:]
     assert refused
     assert all("what had landed was damaged" in why for why in refused)
@@ -147,12 +147,12 @@ def test_a_rank_that_returns_is_filled_behind_the_steps_in_rounds_of_the_budget(
     drill: Drill, oracle: Oracle
 ) -> None:
     engine, begun = drill.engine, len(drill.events)
-    lose(drill, oracle, 8, Fault("kill", "combine", 0, step=3), instant=True, dead={0})
+    lose(drill, oracle, Fault("kill", "combine", 0, step=3), instant=True, dead={0})
     before = len(engine.mending.log)
     engine.bring_back(0)
     while not engine.group.ready:
         engine.group.look_at_returning()
-    judge(oracle, drill.run(9), instant=True)
+    judge(oracle, drill.run(1, count=3, tokens=10), instant=True)
     assert set(engine.crew.members) == set(range(RANKS))
     drill.back()
     brought = engine.mending.log[before:]

@@ -82,7 +82,8 @@ class ExpertStage(Stage):
         if wrong := int(error) & ~NOT_A_NUMBER:
             raise RuntimeError(f"the router mask met a map that cannot be: error word {wrong}")
         if self._many[layer] < self._shape.experts:
-            self.gap += router_gap(gate[:used], self._live[layer], int(affected), int(replaced))
+            hit = used if few < self._shape.chosen else int(affected)  # nobody has all of its own
+            self.gap += router_gap(gate[:used], self._live[layer], hit, int(replaced))
         else:
             self.gap += Gap(used)
         shares = top.to(x.dtype)
