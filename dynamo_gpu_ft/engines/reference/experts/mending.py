@@ -155,7 +155,8 @@ class Mending:
         if stage != self._stage:
             self._stage, self._began = stage, time.monotonic()
         self._quiet = None if self._wanted else self._now
-        self._ask()
+        if self._wanted:
+            self._ask()
 
     def _commit(self) -> bool:
         layers = self._committable()

@@ -30,9 +30,8 @@ class Routing:
 
     def lose(self, dead: Sequence[int], epoch: int) -> None:
         """Never plans and never waits: by one write if it was foreseen, else the masked map is written beside the one in use."""
-        masked = self.tables.holds.without(dead)
-        if masked != self.tables.holds and not self.tables.lose(dead, epoch):
-            self.tables.publish(masked, epoch)
+        if not self.tables.lose(dead, epoch):
+            self.tables.follow(self.tables.holds.without(dead), epoch)
 
     def foresee(self, number: int, placement: Placement, ahead: Sequence[Ahead]) -> None:
         """Never blocks."""
