@@ -77,8 +77,13 @@ def _kills(
             found.append(_kill(engine, lot, uncover))
             for shard in range(RANKS):
                 engine.bring_back(shard)
-            if not engine.settle(120):
-                raise GpuFtError("the engine did not become whole", value=engine.failed or "120 s")
+            for way_home in (None, engine.homes):  # each kill meets the placement of the start
+                if way_home is not None:
+                    engine.place(way_home)
+                if not engine.settle(120):
+                    raise GpuFtError(
+                        "the engine did not become whole", value=engine.failed or "120 s"
+                    )
     return found
 
 
@@ -120,7 +125,8 @@ def _kill(engine: Any, lot: random.Random, uncover: bool) -> Kill:
             raise GpuFtError("the engine failed under the bench", value=engine.failed)
         _fill(engine, lot)
     timer.join()
-    read = sum(each.read for each in engine.mending.log[before:])
+    log = engine.mending.log[before:]
+    read = sum(each.read for stage, each in log if stage == "refill")
     return Kill(token, covered, masked, read)
 
 

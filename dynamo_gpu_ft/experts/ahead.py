@@ -5,7 +5,7 @@ Pure data; `tables` keeps the maps on the device, `refill` gets the moves of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,27 +42,29 @@ def by_planner(
     *,
     aim: Aim = Aim(mode="refill"),  # noqa: B008 - frozen
     expert_bytes: int = 1,
+    partial: bool = False,
 ) -> Repair:
-    """The planner's repair under these loads, which balances what is left; the same on every rank."""
+    """The planner's repair under these loads, which balances what is left; the same on every rank. `partial`: as far as there is room."""
 
     def repair(placement: Placement, alive: tuple[int, ...]) -> Plan:
         living = [rank in alive for rank in range(placement.ranks)]
         return planner.repair(
-            placement, loads, alive=living, domains=domains, aim=aim, expert_bytes=expert_bytes
-        )
+            placement, loads, alive=living, domains=domains, aim=aim, expert_bytes=expert_bytes, partial=partial
+        )  # fmt: skip
 
     return repair
 
 
-def losses(domains: Domains) -> tuple[Loss, ...]:
-    """Every single rank, then every node of more than one rank; not the loss of all."""
-    ranks = [Loss(f"rank {r}", (r,)) for r in range(domains.ranks)]
+def losses(domains: Domains, gone: Collection[int] = ()) -> tuple[Loss, ...]:
+    """Every single rank, then every node of more than one rank, each together with those that are `gone` already; not the loss of all."""
+    ranks = [(f"rank {r}", (r,)) for r in range(domains.ranks) if r not in gone]
     nodes = [
-        Loss(f"node {n}", members)
+        (f"node {n}", members)
         for n, members in domains.members("node").items()
-        if len(members) > 1
+        if len(set(members) - set(gone)) > 1
     ]
-    return tuple(loss for loss in (*ranks, *nodes) if len(loss.dead) < domains.ranks)
+    found = (Loss(name, loss_of({*dead, *gone}).dead) for name, dead in (*ranks, *nodes))
+    return tuple(loss for loss in found if len(loss.dead) < domains.ranks)
 
 
 def uncovered(placement: Placement) -> tuple[tuple[int, int], ...]:
@@ -86,8 +88,10 @@ def one(placement: Placement, loss: Loss, repair: Repair) -> Ahead:
     return Ahead(loss, masked, uncovered(masked), plan, why)
 
 
-def all_of(placement: Placement, domains: Domains, repair: Repair) -> tuple[Ahead, ...]:
-    return tuple(one(placement, loss, repair) for loss in losses(domains))
+def all_of(
+    placement: Placement, domains: Domains, repair: Repair, gone: Collection[int] = ()
+) -> tuple[Ahead, ...]:
+    return tuple(one(placement, loss, repair) for loss in losses(domains, gone))
 
 
 def loss_of(dead: Iterable[int]) -> Loss:

@@ -80,23 +80,15 @@ def steps(old: Placement, new: Placement, *, spare: int = 1) -> list[Step]:
 
 
 def _batch(now: list[int], target: tuple[int, ...], slots: int, spare: int) -> dict[int, int]:
-    """What can be changed at once: empty slots first, then what leaves a copy elsewhere, then (with spare rows) whole circles."""
+    """What can be changed at once: empty slots first, then what leaves two copies elsewhere, so that a loss meanwhile is survived, then what
+    leaves one, then (with spare rows) whole circles."""
     pending = [p for p, (a, b) in enumerate(zip(now, target, strict=True)) if a != b]
     filling = {p: target[p] for p in pending if now[p] < 0}
     if filling:
         return filling
-    left = Counter(e for e in now if e >= 0)
-    used: dict[int, int] = {}
-    batch: dict[int, int] = {}
-    for p in pending:
-        lands = target[p] >= 0
-        full = lands and spare and used.get(p // slots, 0) >= spare
-        if not full and left[now[p]] > 1:
-            left[now[p]] -= 1
-            batch[p] = target[p]
-            used[p // slots] = used.get(p // slots, 0) + lands
-    if batch:
-        return batch
+    for kept in (2, 1):
+        if batch := _over(now, target, slots, spare, pending, kept):
+            return batch
     if not spare:
         return _whole(now, target, [p for p in pending if target[p] < 0])
     per_rank: dict[int, list[int]] = {}
@@ -105,6 +97,23 @@ def _batch(now: list[int], target: tuple[int, ...], slots: int, spare: int) -> d
     if all(len(each) <= spare for each in per_rank.values()):
         return _whole(now, target, pending)
     return _circle(now, target, slots, spare, pending)
+
+
+def _over(
+    now: list[int], target: tuple[int, ...], slots: int, spare: int, pending: list[int], kept: int
+) -> dict[int, int]:
+    """Changes that leave at least `kept` copies of what they write over, at most `spare` landings on a rank."""
+    left = Counter(e for e in now if e >= 0)
+    used: dict[int, int] = {}
+    batch: dict[int, int] = {}
+    for p in pending:
+        lands = target[p] >= 0
+        full = lands and spare and used.get(p // slots, 0) >= spare
+        if not full and left[now[p]] > kept:
+            left[now[p]] -= 1
+            batch[p] = target[p]
+            used[p // slots] = used.get(p // slots, 0) + lands
+    return batch
 
 
 def _whole(now: list[int], target: tuple[int, ...], pending: list[int]) -> dict[int, int]:

@@ -38,9 +38,10 @@ class Gap:
         return self.router_kl / self.tokens if self.tokens else 0.0
 
 
-def router_gap(logits: torch.Tensor, live: torch.Tensor, topk: int) -> Gap:
-    """`logits` [tokens, experts], `live` bool [experts]. The divergence of the masked router's softmax from the full one's is exactly
-    -log of the share that live experts have of the full one: no sampling. Infinite where a token has no live expert with any share."""
+def router_gap(logits: torch.Tensor, live: torch.Tensor, affected: int, replaced: int) -> Gap:
+    """`logits` [tokens, experts], `live` bool [experts]; `affected` and `replaced` as the router mask counted them. The divergence of the
+    masked router's softmax from the full one's is exactly -log of the share that live experts have of the full one: no sampling. Infinite
+    where a token has no live expert with any share; a token whose logits are not numbers adds nothing."""
     import torch
 
     if not len(logits):
@@ -49,10 +50,8 @@ def router_gap(logits: torch.Tensor, live: torch.Tensor, topk: int) -> Gap:
     full = torch.logsumexp(wide, 1)
     kept = torch.logsumexp(wide.masked_fill(~live, -torch.inf), 1)
     kl = full - kept
-    missing = (~live)[wide.topk(topk, dim=1).indices].sum(1)
-    return Gap(
-        len(logits), int((missing > 0).sum()), int(missing.sum()), float(kl.sum()), float((1 - torch.exp(-kl)).sum())
-    )  # fmt: skip
+    lost = 1 - torch.exp(-kl)
+    return Gap(len(logits), affected, replaced, float(kl.nansum()), float(lost.nansum()))
 
 
 def model_kl(full: torch.Tensor, masked: torch.Tensor) -> float:

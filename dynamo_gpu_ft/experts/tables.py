@@ -7,6 +7,7 @@ the router mask (kernels/) and the lookups here read it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dynamo_gpu_ft.errors import PlacementError
@@ -18,6 +19,15 @@ if TYPE_CHECKING:
 
 #: Entries at the end of the stack for maps that nobody foresaw; two, so that the one in use is never written.
 SPARE = 2
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A placement and what its losses lead to, as host tensors that `adopt` copies; made by `FailoverTables.prepare`."""
+
+    ahead: tuple[Ahead, ...]
+    maps: tuple[Placement, ...]
+    tensors: dict[str, torch.Tensor]
 
 
 class FailoverTables:
@@ -33,18 +43,13 @@ class FailoverTables:
     """
 
     def __init__(
-        self, placement: Placement, ahead: Sequence[Ahead], *, rank: int, width: int = 8, device: str = "cpu"
+        self, placement: Placement, ahead: Sequence[Ahead], *, rank: int, width: int = 8, device: str = "cpu", room: int = 0
     ) -> None:  # fmt: skip
+        """`room`: how many losses `adopt` may bring, if more than there are now."""
         import torch
 
         self.placement, self.rank, self.width = placement, rank, width
-        self.losses = tuple(each.loss for each in ahead)
-        self._by_dead = {each.loss.dead: i for i, each in enumerate(ahead)}
-        self._repaired = [each.plan is not None for each in ahead]
-        maps = [placement]
-        for each in ahead:
-            maps += [each.masked, each.plan.placement if each.plan else each.masked]
-        self.entries = len(maps) + SPARE
+        self.entries = 1 + 2 * max(len(ahead), room) + SPARE
         p = placement
         sizes = {
             "physical": (p.layers, p.width),
@@ -52,24 +57,29 @@ class FailoverTables:
             "counts": (p.layers, p.experts),
             "dispatch": (p.layers, p.experts),
         }
-        stacks = {
-            name: torch.full((self.entries, *size), -1, dtype=torch.int32)
-            for name, size in sizes.items()
-        }
-        for entry, one_map in enumerate(maps):
-            for name, tensor in self._tensors(one_map).items():
-                stacks[name][entry] = tensor
-        stacks["counts"][len(maps) :] = 0
         self.physical, self.logical, self.counts, self.dispatch = (
-            stacks[name].to(device) for name in sizes
+            torch.full((self.entries, *size), -(name != "counts"), dtype=torch.int32, device=device)
+            for name, size in sizes.items()
         )
         self.index = torch.zeros(1, dtype=torch.int32, device=device)
         self.epoch, self._entry = 0, 0
+        self._maps = [placement.without(range(p.ranks))] * self.entries
+        self._take(self.prepare(placement, ahead))
 
     @property
     def entry(self) -> int:
         """The entry that was selected last."""
         return self._entry
+
+    @property
+    def holds(self) -> Placement:
+        """The map that was selected last."""
+        return self._maps[self._entry]
+
+    @property
+    def foreseen(self) -> bool:
+        """Whether the losses that are stacked are those of the map that holds."""
+        return self.holds == self.placement and bool(self.losses)
 
     @property
     def device_bytes(self) -> int:
@@ -79,10 +89,12 @@ class FailoverTables:
     # -- changing which map holds -------------------------------------------------------------------------------------
 
     def lose(self, dead: Iterable[int], epoch: int) -> bool:
-        """Selects the masked map of a foreseen loss by one write. False when nobody foresaw it: then `publish` one. Raises `PlacementError`
-        for a stale epoch."""
-        found = self._by_dead.get(tuple(sorted(set(dead))))
-        if found is None:
+        """Selects the masked map of a foreseen loss by one write; `dead`: all that are gone by now. False when nobody foresaw it from the map
+        that holds (a second loss, one in the middle of a refill): then `publish` one. Raises `PlacementError` for a stale epoch."""
+        self._fresh(epoch)
+        gone = tuple(sorted(set(dead)))
+        found = self._by_dead.get(gone)
+        if found is None or not self._leads_to(gone):
             return False
         self._select(1 + 2 * found, epoch)
         return True
@@ -113,8 +125,49 @@ class FailoverTables:
         entry = self.entries - 1 if self._entry == self.entries - 2 else self.entries - 2
         for name, tensor in self._tensors(placement).items():
             getattr(self, name)[entry].copy_(tensor)
+        self._maps[entry] = placement
         self._select(entry, epoch)
         return entry
+
+    def follow(self, placement: Placement, epoch: int) -> int:
+        """Makes `placement` the map that holds: by one write where it is stacked, else published. Returns its entry."""
+        if placement == self.holds:
+            self._select(self._entry, epoch)
+        elif placement in self._maps:
+            self._select(self._maps.index(placement), epoch)
+        else:
+            self.publish(placement, epoch)
+        return self._entry
+
+    # -- the next losses, behind a change ------------------------------------------------------------------------------
+
+    def prepare(self, placement: Placement, ahead: Sequence[Ahead]) -> Prepared:
+        """For `adopt`. Changes nothing here, so that any thread may do it while steps go on."""
+        import torch
+
+        maps = [placement]
+        for each in ahead:
+            maps += [each.masked, each.plan.placement if each.plan else each.masked]
+        parts = [self._tensors(one_map) for one_map in maps]
+        tensors = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+        return Prepared(tuple(ahead), tuple(maps), tensors)
+
+    def adopt(self, prepared: Prepared, epoch: int) -> bool:
+        """Puts these maps and losses in the place of the former ones: same shapes and addresses, and the map in use is never written. False
+        when another map holds by now. Raises `PlacementError` for a stale epoch and for more losses than there is room for."""
+        if prepared.maps[0] != self.holds:
+            return False
+        if len(prepared.maps) > self.entries - SPARE:
+            raise PlacementError(
+                "more losses than the stack has room for", value=len(prepared.ahead),
+                rule=f"at most {(self.entries - SPARE) // 2}", remedy="`room` when the tables are made",
+            )  # fmt: skip
+        if self._entry < self.entries - SPARE:
+            self.publish(self.holds, epoch)
+        self._fresh(epoch)
+        self._take(prepared)
+        self._select(0, epoch)
+        return True
 
     # -- lookups: fixed shapes, no wait for the device --------------------------------------------------------------------
 
@@ -136,6 +189,23 @@ class FailoverTables:
         return torch.where((experts >= 0) & (many > 0), slots, torch.full_like(slots, -1))
 
     # -- details -----------------------------------------------------------------------------------------------------------
+
+    def _take(self, prepared: Prepared) -> None:
+        ahead, count = prepared.ahead, len(prepared.maps)
+        for name, tensor in prepared.tensors.items():
+            getattr(self, name)[:count].copy_(tensor)
+        self._maps[:count] = prepared.maps
+        self.placement = prepared.maps[0]
+        self.losses = tuple(each.loss for each in ahead)
+        self._by_dead = {each.loss.dead: i for i, each in enumerate(ahead)}
+        self._repaired = [each.plan is not None for each in ahead]
+
+    def _leads_to(self, dead: tuple[int, ...]) -> bool:
+        """Whether the masked map of `dead` is the one that holds, without them: so for the placement, and for masked maps of fewer losses."""
+        at, masked = divmod(self._entry, 2)
+        if masked and at < len(self.losses):
+            return set(self.losses[at].dead) <= set(dead)
+        return self.holds == self.placement
 
     def _fresh(self, epoch: int) -> None:
         if epoch < self.epoch:

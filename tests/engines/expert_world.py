@@ -21,6 +21,8 @@ from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.engines.reference.sampling import Sampling
 from dynamo_gpu_ft.engines.reference.tiles import Piece
 from dynamo_gpu_ft.events import Event, EventStream, MemberDied
+from dynamo_gpu_ft.experts.ahead import uncovered
+from dynamo_gpu_ft.experts.base import Aim
 from dynamo_gpu_ft.recovery.membership.memory import MemoryStore
 from tests.engines.reference_world import BLOCK, ThreadEngine
 
@@ -145,7 +147,8 @@ class Drill:
         self, model: Path, folder: Path, *, ep: int, slots: int, name: str = "ep", **changes: Any
     ) -> None:
         self.events: list[Event] = []
-        given = {k: changes.pop(k) for k in ("come_back", "scrub", "placement") if k in changes}
+        own = ("come_back", "scrub", "placement", "budget_bytes")
+        given = {k: changes.pop(k) for k in own if k in changes}
         settings = {
             "arena_dir": str(folder), "arena_name": name, "max_restarts": 1000, "start_timeout_s": 90, "snapshot": False,
             "step_deadline_s": 15, "recovery_deadline_s": 60, "hang_after_s": 1.0, "hang_floor_s": 1.0, **changes,
@@ -217,13 +220,27 @@ class Drill:
         for process in self.engine.crew.members.values():
             process.send(say.Arm(point="", how=""))
 
-    def whole(self) -> None:
-        """Every rank is there again and every slot holds what it should."""
+    def back(self) -> None:
+        """Every rank is there again, and any of them may be lost as at the start."""
         for shard in range(self.engine.options.ep):
             self.engine.bring_back(shard)
         assert self.engine.settle(60), "the engine did not become whole"
         assert set(self.engine.crew.members) == set(range(self.engine.options.ep))
-        assert self.engine.group.map.table == self.engine.homes.table
+        assert self.engine.covered
+        assert self.survived() == self.engine.options.ep or self.engine.planning.aim != Aim()
+
+    def whole(self) -> None:
+        """The same, and every slot holds what it did at the start, for the next run to begin alike."""
+        self.back()
+        self.engine.place(self.engine.homes)
+        assert self.engine.settle(60), "the engine did not go back to its start"
+        if self.engine.group.map.table != self.engine.homes.table:
+            self.engine.restart()  # the way there was a circle of last copies
+
+    def survived(self) -> int:
+        """How many of the members could be lost, each alone, with a copy of every expert left."""
+        now, members = self.engine.group.map.placement, sorted(self.engine.crew.members)
+        return sum(not uncovered(now.without([shard])) for shard in members)
 
 
 def judge(oracle: Oracle, report: Report, *, instant: bool, note: object = "") -> None:

@@ -15,6 +15,7 @@ from dynamo_gpu_ft.experts.base import Placement
 from dynamo_gpu_ft.experts.gap import Gap, model_kl, router_gap
 from dynamo_gpu_ft.experts.refill import Want, refill
 from dynamo_gpu_ft.experts.store import SlotStore
+from dynamo_gpu_ft.kernels.router_reference import route
 from dynamo_gpu_ft.metrics.recorder import Recorder
 
 torch = pytest.importorskip("torch")
@@ -24,7 +25,14 @@ def test_the_routers_gap_is_that_of_the_definition(rng: random.Random) -> None:
     seed = torch.Generator().manual_seed(rng.randrange(2**31))
     logits, live = torch.randn(40, 12, generator=seed), torch.rand(12, generator=seed) < 0.7
     live[:3] = True
-    found = router_gap(logits, live, 3)
+
+    def gap(rows: torch.Tensor) -> Gap:
+        table = torch.arange(12, dtype=torch.int32).view(1, 12, 1)
+        counts = torch.ones(1, 12, dtype=torch.int32)
+        routed = route(rows, table, counts, 0, 3, 12, alive=live.to(torch.uint8))
+        return router_gap(rows, live, routed.affected, routed.replaced)
+
+    found = gap(logits)
     full = torch.softmax(logits.double(), 1)
     masked = torch.softmax(logits.double().masked_fill(~live, -math.inf), 1)[:, live]
     kl = (masked * (masked.log() - full[:, live].log())).sum()
@@ -33,16 +41,16 @@ def test_the_routers_gap_is_that_of_the_definition(rng: random.Random) -> None:
     dead = {i for i in range(12) if not live[i]}
     hit = [len(dead & set(row)) for row in logits.topk(3, dim=1).indices.tolist()]
     assert (found.affected, found.replaced) == (sum(h > 0 for h in hit), sum(hit))
-    parts = router_gap(logits[:7], live, 3) + router_gap(logits[7:], live, 3)
+    parts = gap(logits[:7]) + gap(logits[7:])
     assert parts.kl == pytest.approx(found.kl)
     assert parts.share == found.share
 
 
 def test_nothing_dead_is_no_gap() -> None:
     logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
-    found = router_gap(logits, torch.ones(4, dtype=torch.bool), 2)
-    assert (found.affected, found.kl) == (0, 0.0)
-    assert router_gap(logits[:0], torch.ones(4, dtype=torch.bool), 2) == Gap()
+    everywhere = torch.ones(4, dtype=torch.bool)
+    assert router_gap(logits, everywhere, 0, 0).kl == 0.0
+    assert router_gap(logits[:0], everywhere, 0, 0) == Gap()
     assert Gap().share == Gap().kl == 0.0
     assert model_kl(logits, logits) == 0.0
     assert model_kl(logits, logits.flip(1)) > 0

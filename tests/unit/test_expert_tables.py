@@ -100,6 +100,7 @@ def test_a_loss_is_one_number_and_every_lookup_follows_it() -> None:
     ids = torch.tensor([[0, 1], [0, 3], [2, -1]])
     assert tables.slots_of(0, ids).tolist() == [[0, 5], [4, 3], [2, -1]]
     for loss in tables.losses:
+        tables.restore(epoch=1)
         assert tables.lose(loss.dead, epoch=1)
         masked = PAIRS.without(loss.dead)
         for layer in range(2):
@@ -137,6 +138,91 @@ def test_a_second_loss_is_published_beside_the_map_in_use() -> None:
         tables.lose({0}, epoch=1)
     with pytest.raises(PlacementError, match="another shape"):
         tables.publish(change.widened(PAIRS, 3), epoch=4)
+
+
+def test_the_next_losses_are_adopted_behind_a_change_at_the_same_addresses() -> None:
+    pytest.importorskip("torch")
+    from dynamo_gpu_ft.experts.tables import FailoverTables
+
+    ranks = Domains.regular(4, per_tray=1, per_node=1)
+    tables = FailoverTables(PAIRS, (), rank=0, width=2, room=4)
+    addresses = [t.data_ptr() for t in (tables.physical, tables.logical, tables.counts)]
+    assert not tables.lose({1}, epoch=1), "nothing is foreseen yet"
+    prepared = tables.prepare(PAIRS, ahead.all_of(PAIRS, ranks, repair))
+    assert tables.adopt(prepared, epoch=1)
+    assert (tables.entry, tables.foreseen) == (0, True)
+    assert tables.lose({1}, epoch=2)
+    assert tables.entry == 3
+
+    left = PAIRS.without({1})
+    assert tables.holds == left
+    second = ahead.all_of(left, ranks, repair, gone=(1,))
+    assert [each.loss.dead for each in second] == [(0, 1), (1, 2), (1, 3)]
+    assert not tables.lose({1, 3}, epoch=3), "this map's losses are not adopted yet"
+    assert tables.adopt(tables.prepare(left, second), epoch=3)
+    assert tables.lose({1, 3}, epoch=4)
+    assert tables.holds == PAIRS.without({1, 3})
+    assert tables.of_layer("counts", 0).tolist() == [2, 2, 0, 0]
+    assert not tables.adopt(prepared, epoch=4), "made for a map that holds no more"
+    assert addresses == [t.data_ptr() for t in (tables.physical, tables.logical, tables.counts)]
+    with pytest.raises(PlacementError, match="room for"):
+        held = tables.holds
+        tables.adopt(tables.prepare(held, ahead.all_of(PAIRS, DOMAINS, repair)), epoch=4)
+
+
+def test_a_loss_from_another_map_than_was_foreseen_is_not_taken_for_foreseen() -> None:
+    pytest.importorskip("torch")
+    from dynamo_gpu_ft.experts.tables import FailoverTables
+
+    foreseen = ahead.all_of(PAIRS, DOMAINS, repair)
+    tables = FailoverTables(PAIRS, foreseen, rank=0, width=2)
+    other = Placement.of_rows([[1, 0, 2, 3, 0, 1, 2, 3]] * 2, experts=4, ranks=4)
+    spare = tables.follow(other, epoch=1)
+    assert spare == tables.entries - 2
+    assert not tables.lose({2}, epoch=1)
+    assert tables.follow(PAIRS, epoch=1) == 0
+    assert tables.lose({2}, epoch=1)
+    assert not tables.lose({3}, epoch=1), "2 is not back"
+    assert tables.lose({2, 3}, epoch=1), "node 1, of which a part is gone"
+
+    lean = Placement.of_rows([[0, 1, 2, 3, 0, 1, 2, 0]] * 2, experts=4, ranks=4)
+    foreseen = ahead.all_of(lean, DOMAINS, repair)
+    tables = FailoverTables(lean, foreseen, rank=0, width=2)
+    assert tables.lose({1}, epoch=1)
+    plan = foreseen[1].plan
+    assert plan is not None
+    assert tables.follow(plan.placement, epoch=1) == 4, "stacked as its repair"
+    assert not tables.lose({0, 1}, epoch=1), "what was brought since is not in the map foreseen"
+
+
+def test_every_map_that_is_followed_holds(rng: random.Random) -> None:
+    pytest.importorskip("torch")
+    from dynamo_gpu_ft.experts.tables import FailoverTables
+
+    ranks = Domains.regular(4, per_tray=1, per_node=1)
+    tables, gone, now = FailoverTables(PAIRS, (), rank=0, width=4, room=4), set[int](), PAIRS
+    for epoch in range(200):
+        what = rng.choice(("lose", "publish", "adopt", "restore"))
+        if what == "lose" and len(gone) < 3:
+            gone.add(rng.choice(sorted({0, 1, 2, 3} - gone)))
+            if not tables.lose(gone, epoch):
+                tables.publish(now.without(gone), epoch)
+            now = now.without(gone)
+        elif what == "publish":
+            rows = [[rng.randrange(-1, 4) for _ in range(8)] for _ in range(2)]
+            now = Placement.of_rows(rows, experts=4, ranks=4).without(gone)
+            tables.follow(now, epoch)
+        elif what == "adopt":
+            found = ahead.all_of(now, ranks, repair, tuple(gone))
+            assert tables.adopt(tables.prepare(now, found), epoch)
+        elif what == "restore":
+            gone, now = set(), PAIRS
+            tables.follow(now, epoch)
+        assert tables.holds == now
+        for layer in range(2):
+            assert tuple(tables.of_layer("physical", layer).tolist()) == now.row(layer)
+            counted = [len(slots) for slots in now.copies(layer)]
+            assert tables.of_layer("counts", layer).tolist() == [min(4, n) for n in counted]
 
 
 def test_a_repair_that_has_no_room_is_told_with_its_reason() -> None:

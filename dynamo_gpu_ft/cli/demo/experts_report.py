@@ -18,6 +18,7 @@ WORDS = {
     "rebuild": "lost slots out of the map, a communicator of those that are left",
     "validate": "one canary step, the same bits on all ranks",
     "refill": "the lost experts are in other slots, digested and committed",
+    "rebalance": "copies and balance are there again on the ranks that are left",
 }
 
 
@@ -92,7 +93,7 @@ def timeline(round_: Round) -> list[dict[str, Any]]:
             rows.append((at, f"noticed: {event.reason}"))
         elif isinstance(event, Planned) and event.kind == "substitute":
             grown = True
-            rows.append((at, "a new process has filled its slots beside the running engine"))
+            rows.append((at, "a new process has loaded all but experts beside the running engine"))
         elif isinstance(event, StepDone) and event.step in WORDS and not grown:
             rows.append((at, f"{event.step} ({1000 * event.duration_s:.1f} ms): {WORDS[event.step]}"))  # fmt: skip
         elif isinstance(event, GroupRecovered):

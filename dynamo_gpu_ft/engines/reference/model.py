@@ -15,6 +15,7 @@ from dynamo_gpu_ft.engines.reference import needs
 from dynamo_gpu_ft.engines.reference.attention import attend, rope_tables, rotate
 from dynamo_gpu_ft.engines.reference.shape import Shape
 from dynamo_gpu_ft.engines.reference.split import Cut
+from dynamo_gpu_ft.kernels.router import RouterMask
 
 
 class Joint(Protocol):
@@ -48,8 +49,10 @@ class Stage:
     ) -> None:
         self._shape, self._cut, self._cache = shape, cut, cache
         self._weights = weights
-        #: Layer's name -> bool [experts], where not all experts can be asked; see `choose`.
+        #: Layer's name -> bool [experts], where not all experts may be asked: a row takes the next best of those, of sum 1 among them.
         self.live: dict[str, torch.Tensor] = {}
+        self._router = RouterMask(cache.device) if shape.experts else None
+        self._all = _everywhere(shape.experts, cache.device)
         self._cos, self._sin = rope_tables(
             shape.rope, shape.head_dim, shape.positions, cache.device
         )
@@ -123,9 +126,15 @@ class Stage:
     def _experts(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """Every expert that some row wants sees all rows; a row takes its own experts' answers in the order of the experts."""
         moe = f"{name}.block_sparse_moe"
-        logits = self._linear(x, f"{moe}.gate.weight").float()
-        top, chosen = choose(logits, self._shape.chosen, self.live.get(name))
-        weight = x.new_zeros(len(x), self._shape.experts).scatter_(1, chosen, top.to(x.dtype))
+        logits, live = self._linear(x, f"{moe}.gate.weight").float(), self.live.get(name)
+        count = self._shape.chosen if live is None else min(self._shape.chosen, int(live.sum()))
+        assert self._router is not None
+        chosen, _, top, _ = self._router.route(
+            logits, *self._all, count, self._shape.experts, alive=None if live is None else live.to(torch.uint8)
+        )  # fmt: skip
+        # A row with a logit that is not a number has no experts: -1, of weight 0.
+        at, weight = chosen.clamp(min=0).to(torch.int64), x.new_zeros(len(x), self._shape.experts)
+        weight.scatter_(1, at, top.to(x.dtype))
         total = torch.zeros_like(x)
         for expert in range(self._shape.experts):
             at = f"{moe}.experts.{expert}"
@@ -137,17 +146,10 @@ class Stage:
         return total
 
 
-def choose(
-    logits: torch.Tensor, count: int, live: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The router: shares (float32, of sum 1) and numbers of the `count` best experts of each row, from logits float32 [rows, experts].
-
-    With `live`, bool [experts], a row takes the next best of those that are live, and the shares are those among them."""
-    if live is not None:
-        logits = logits.masked_fill(~live, -torch.inf)
-        count = min(count, int(live.sum()))
-    top, chosen = torch.topk(torch.softmax(logits, dim=-1), count, dim=-1)
-    return top / top.sum(-1, keepdim=True), chosen
+def _everywhere(experts: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """The router's table, counts and index where each expert has one slot, of its own number: all of them are here."""
+    slots = torch.arange(experts, dtype=torch.int32, device=device)
+    return slots.view(1, -1, 1), torch.ones_like(slots).view(1, -1), slots.new_zeros(1)
 
 
 def expert_of(

@@ -21,6 +21,7 @@ from dynamo_gpu_ft.engines.reference.experts.figures import Figures
 from dynamo_gpu_ft.engines.reference.experts.group import ExpertGroup
 from dynamo_gpu_ft.engines.reference.experts.held import expert_bytes
 from dynamo_gpu_ft.engines.reference.experts.mending import Mending
+from dynamo_gpu_ft.engines.reference.experts.planning import Planning
 from dynamo_gpu_ft.engines.reference.experts.repairs import homes
 from dynamo_gpu_ft.engines.reference.experts.routes import Map
 from dynamo_gpu_ft.engines.reference.experts.traffic import Piece, Traffic
@@ -41,8 +42,10 @@ COSTS = {Kind.SUBSTITUTE: 0.1, Kind.DEGRADE: 0.1, Kind.RESTART: 10.0}
 class ExpertEngine(Driver):
     """Starts on construction: blocks until every rank is filled, at most `start_timeout_s`. A context manager.
 
-    come_back   whether a lost rank's place is filled again, by a new process in the background
-    scrub       layers whose slots are digested behind each step, in turn; -1: all, and a step that met damage is computed again
+    come_back     whether a lost rank's place is filled again, by a new process in the background
+    scrub         layers whose slots are digested behind each step, in turn; -1: all, and a step that met damage is computed again
+    budget_bytes  of experts that one round moves to restore copies and balance behind a loss or a return; None: whatever is worth it.
+                  Orphans move whatever it costs, and rounds follow one another until no copy is missing and no slot empty
     """
 
     group: ExpertGroup
@@ -56,10 +59,11 @@ class ExpertEngine(Driver):
         placement: Map | None = None,
         come_back: bool = False,
         scrub: int = 1,
+        budget_bytes: int | None = None,
     ) -> None:
         """`placement`: what the slots hold; by default what survives the loss of any rank, else experts in turn. Raises `ConfigError`, `RecoveryFailed`."""
         super().__init__(options)
-        self._come_back, self._scrub = come_back, scrub
+        self._come_back, self._scrub, self._budget_bytes = come_back, scrub, budget_bytes
         self.homes = placement or _start_map(self.shape, options)
         _check(self.shape, options, self.homes)
         self._figures = Figures(self.config, expert_bytes(self.shape, DTYPES[options.dtype]))
@@ -72,7 +76,11 @@ class ExpertEngine(Driver):
     def _hire(self) -> None:
         self.crew = Crew(self.options, self._tag, tell.Reply)
         self.group = ExpertGroup(self.options, self.shape, self.crew, self.homes)
-        self.mending = Mending(self.group, self.crew, self.options, self._events, self._figures)
+        size = expert_bytes(self.shape, DTYPES[self.options.dtype])
+        self.planning = Planning(self.homes.placement, size, self._budget_bytes, self.loads.decayed)
+        self.mending = Mending(
+            self.group, self.crew, self.options, self._events, self._figures, self.planning
+        )
 
     def _policy(self) -> Policy:
         policy = Policy.of(self.config, respawn=False, costs=COSTS)
@@ -80,7 +88,7 @@ class ExpertEngine(Driver):
 
     def _start(self) -> None:
         super()._start()
-        self.mending.begin(self.loads.decayed())
+        self.mending.begin(owed=False)
 
     # -- requests ------------------------------------------------------------------------------------------------------------
 
@@ -142,7 +150,8 @@ class ExpertEngine(Driver):
         return self.traffic.apply(plans, {k: v for a in done.values() for k, v in a.drawn.items()}, self.mending.mask)  # fmt: skip
 
     def settle(self, limit_s: float) -> bool:
-        """Without requests: goes on until nothing is being refilled and nobody is on its way back; False when that took too long."""
+        """Without requests: goes on until nothing is being brought, nobody is on its way back, and all ranks have the maps of every next loss
+        ready; False when that took too long."""
         until = time.monotonic() + limit_s
         while time.monotonic() < until and not self.failed:
             self.crew.look()
@@ -150,7 +159,7 @@ class ExpertEngine(Driver):
                 self.recover()
             elif self._may_return():
                 self.recover(grow=True)
-            elif not self.mending.busy and not self.group.returning:
+            elif not self.mending.busy and not self.group.returning and self.mending.foreseen:
                 return True
             else:
                 time.sleep(0.002)
@@ -174,6 +183,12 @@ class ExpertEngine(Driver):
         if shard not in self.crew.members and shard not in self.group.returning:
             self.group.bring_back(shard, self.config.start_timeout_s)
 
+    def place(self, placement: Map) -> None:
+        """Leads to `placement` in the background, between steps, until ranks are lost or come back. Slots that it leaves empty keep what they
+        have; a layer that cannot be walked without taking a last copy away stays as it is."""
+        _check(self.shape, self.options, placement)
+        self.mending.place(placement.placement)
+
     def recover(self, *, grow: bool = False) -> list[Output]:
         """Goes on without what is lost, or, with `grow`, takes in who is ready. Blocks at most `recovery_deadline_s` and a restart.
         Returns the ends of requests if it failed."""
@@ -183,7 +198,7 @@ class ExpertEngine(Driver):
         if outcome.state is State.SERVING:
             missing = set(range(self.options.ep)) - set(self.crew.members)
             self.traffic.move(missing, self.crew.members)
-            self.mending.begin(self.loads.decayed())
+            self.mending.begin(owed=True)
             if self._come_back:
                 with suppress(OSError):
                     for shard in missing:

@@ -1,7 +1,7 @@
 """`ExpertGroup`: how the coordinator's steps are done to expert-parallel ranks (the `GroupAdapter` contract).
 
-A loss moves no weights: the lost rank's slots leave the map, survivors get a communicator without it and go on. A rank that comes back was
-filled beside the running engine and only takes its seat here.
+A loss moves no weights: survivors are told at once whose slots nothing may be sent to, then get a communicator without them and go on. A
+rank that comes back loads all but experts beside the running engine and takes its seat here with empty slots.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from dynamo_gpu_ft.recovery.membership.base import Member, Membership
 
 
 class ExpertGroup(Adapter):
-    """`map` is what may be routed to now, `homes` what each rank held at the start; `manifest`: digest of every tensor of the model."""
+    """`map` is what may be routed to now, `homes` what each rank held at the start; `manifest`: digest of every tensor of the model;
+    `facts`: "entries", shard -> entry of its failover tables that each survivor went on with."""
 
     manifest: dict[str, bytes]
 
@@ -45,15 +46,21 @@ class ExpertGroup(Adapter):
         """A rank that is ready to come back takes its own shard, when it is its turn."""
         return len(self.ready) if self.growing else 0
 
+    def quiesce(self, dead: frozenset[int], deadline: Deadline) -> None:
+        """Before anything is planned, survivors send nothing to the dead any more: each by one write, if its tables foresaw the loss."""
+        for shard in dead:
+            self.map.drop(shard)
+        for shard, process in self._crew.members.items():
+            if shard not in dead:
+                process.send(tell.Lose(epoch=self._newest, dead=tuple(sorted(dead))))
+        super().quiesce(dead, deadline)
+
     def rebuild(self, plan: Plan, epoch: int, deadline: Deadline) -> tuple[Member, ...]:
         began = time.monotonic()
         self._newest = epoch
         fresh = self._coming(plan.lost)
-        for shard in range(self._options.ep):
-            if shard not in plan.ranks or shard in fresh:
-                self.map.drop(shard)
         # What survivors committed or found damaged in the step or commit that was broken off, nobody has heard.
-        self._audit(deadline)
+        entries = {shard: each.entry for shard, each in self._audit(deadline).items()}
         for shard in fresh:
             self._admit(shard, self.ready[shard])
         everyone = dict(sorted({**self._crew.members, **fresh}.items()))
@@ -62,7 +69,7 @@ class ExpertGroup(Adapter):
             del self.ready[shard]
         self._crew.members = everyone
         self._crew.fresh.clear()
-        self.facts = {"rebuild_s": time.monotonic() - began}
+        self.facts = {"rebuild_s": time.monotonic() - began, "entries": entries}
         return self._enlisted()
 
     def validate(self, membership: Membership, deadline: Deadline) -> None:
@@ -83,7 +90,9 @@ class ExpertGroup(Adapter):
         fresh = {shard: self._crew.fork() for shard in range(self._options.ep)}
         self._crew.fresh = dict(fresh)
         for shard, process in fresh.items():
-            self._send_hold(shard, process, deadline.left_s, keep=not self.manifest)
+            self._send_hold(
+                shard, process, deadline.left_s, fills=self.fills(shard), keep=not self.manifest
+            )
         told = self._asking.answers(fresh, tell.Held, deadline, fresh)
         for shard, held in told.items():
             self._check(shard, held)
@@ -97,7 +106,7 @@ class ExpertGroup(Adapter):
         self.sing(epoch, deadline)
 
     def bring_back(self, shard: int, deadline_s: float) -> None:
-        """A new process for a missing shard begins to fill its slots; nobody waits for it. Raises `OSError`."""
+        """A new process for a missing shard begins to load all but experts; nobody waits for it. Raises `OSError`."""
         process = self._crew.fork()
         self.returning[shard] = process
         self._send_hold(shard, process, deadline_s)
@@ -114,11 +123,13 @@ class ExpertGroup(Adapter):
             elif held is not None:
                 self.ready[shard] = held
 
-    def _send_hold(self, shard: int, process: Process, limit_s: float, *, keep: bool = False) -> None:  # fmt: skip
+    def _send_hold(
+        self, shard: int, process: Process, limit_s: float, *, fills: Sequence[tell.Fill] = (), keep: bool = False
+    ) -> None:  # fmt: skip
         process.since = time.monotonic()
         process.send(
             tell.Hold(
-                shard=shard, fills=self.fills(shard), keep=keep,
+                shard=shard, fills=tuple(fills), keep=keep,
                 expected={n: d for n, d in self.manifest.items() if ".experts." not in n},
                 peers=self.tables(), deadline_s=limit_s,
             )
@@ -161,8 +172,8 @@ class ExpertGroup(Adapter):
         for layer, row in enumerate(self.map.table):
             row[shard * slots : (shard + 1) * slots] = flat[layer * slots : (layer + 1) * slots]
 
-    def _audit(self, deadline: Deadline, *, digest: bool = False) -> bool:
-        """Asks all members what their stores say is routable, with `digest` once every slot was digested. True if the map said otherwise."""
+    def _audit(self, deadline: Deadline, *, digest: bool = False) -> dict[int, tell.Audited]:
+        """Asks all members what their stores say is routable, with `digest` once every slot was digested, and takes it into the map."""
         self._audits += 1
         number, before = self._audits, Map(self.map.experts, self.map.slots, self.map.table)
         told = self._asking.ask(
@@ -176,7 +187,7 @@ class ExpertGroup(Adapter):
             for physical, expert in enumerate(new)
             if expert < 0 <= old[physical]
         ]
-        return self.map.table != before.table
+        return told
 
     def take_damaged(self) -> list[tuple[int, int, int]]:
         """(shard, layer, slot) that audits found not to be routable any more, once each."""
@@ -196,10 +207,11 @@ class ExpertGroup(Adapter):
         self, everyone: Mapping[int, Process], fresh: Mapping[int, Process], epoch: int, deadline: Deadline
     ) -> None:  # fmt: skip
         members = tuple(sorted(everyone))
+        routes = tell.Routes(epoch=epoch, placement=self.map.placement)
         for rank, shard in enumerate(members):
             seat = say.Place(name="ep-0", rank=rank, size=len(members))
             places = (seat,) if len(members) > 1 else ()
-            everyone[shard].send(tell.Routes(table=self.map.bytes()))
+            everyone[shard].send(routes)
             everyone[shard].send(
                 say.Join(epoch=epoch, members=members, places=places, vocab=(), deadline_s=deadline.left_s)
             )  # fmt: skip
@@ -208,8 +220,9 @@ class ExpertGroup(Adapter):
         )
 
     def send_routes(self) -> None:
+        routes = tell.Routes(epoch=self._newest, placement=self.map.placement)
         for process in self._crew.members.values():
-            process.send(tell.Routes(table=self.map.bytes()))
+            process.send(routes)
 
     def sing(self, epoch: int, deadline: Deadline) -> None:
         """One canary step: the same bits from all ranks, and, while every expert is covered, the same as at the start.
@@ -219,7 +232,9 @@ class ExpertGroup(Adapter):
             try:
                 song = self._canary(epoch, deadline)
             except RecoveryFailed:
-                if not self._audit(deadline, digest=True):
+                before = self.map.placement
+                self._audit(deadline, digest=True)
+                if self.map.placement == before:
                     raise
                 self.send_routes()
                 continue

@@ -11,6 +11,8 @@ import msgspec
 
 from dynamo_gpu_ft.engines.reference import messages as say
 from dynamo_gpu_ft.engines.reference.tiles import Piece
+from dynamo_gpu_ft.experts.ahead import Ahead
+from dynamo_gpu_ft.experts.base import Placement
 from dynamo_gpu_ft.recovery.weights.peer import Table
 
 
@@ -40,7 +42,7 @@ class Landed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hold(_Message, frozen=True, kw_only=True):
-    """Become `shard`: the whole model but its experts, and those experts that `fills` say. `keep`: write what is held as host copy.
+    """Become `shard`: the whole model but its experts, and those experts that `fills` say; none for one that comes back. `keep`: write what is held as host copy.
     `expected`: digests of the other weights; empty at the first start. Answer: `Held`."""
 
     shard: int
@@ -52,9 +54,26 @@ class Hold(_Message, frozen=True, kw_only=True):
 
 
 class Routes(_Message, frozen=True, kw_only=True):
-    """From the next order on route by `table`: int32 [layers, ranks x slots], -1 where nothing may be sent. No answer."""
+    """From the next order on route by `placement`. No answer."""
 
-    table: bytes
+    epoch: int
+    placement: Placement
+
+
+class Lose(_Message, frozen=True, kw_only=True):
+    """Send nothing to the ranks `dead` from the next order on: the map that holds, without them. No answer."""
+
+    epoch: int
+    dead: tuple[int, ...]
+
+
+class Foresee(_Message, frozen=True, kw_only=True):
+    """Have ready, behind the steps, the maps of what may be lost next from `placement`, the `number`-th such order. No answer; `Told` says
+    when it is done."""
+
+    number: int
+    placement: Placement
+    ahead: tuple[Ahead, ...]
 
 
 class Forward(_Message, frozen=True, kw_only=True):
@@ -83,13 +102,6 @@ class Commit(_Message, frozen=True, kw_only=True):
 
     epoch: int
     layers: tuple[int, ...]
-
-
-class Retire(_Message, frozen=True, kw_only=True):
-    """Empty these (layer, slot), routed to by nobody. Answer: `Committed`."""
-
-    epoch: int
-    slots: tuple[tuple[int, int], ...]
 
 
 class Audit(_Message, frozen=True, kw_only=True):
@@ -140,7 +152,7 @@ class Stepped(_Message, frozen=True, kw_only=True):
 
 
 class Committed(_Message, frozen=True, kw_only=True):
-    """(layer, slot, expert) that are routable now, -1 for retired ones; `damaged`: (layer, slot) that were not what had landed."""
+    """(layer, slot, expert) that are routable now; `damaged`: (layer, slot) that were not what had landed."""
 
     epoch: int
     changed: tuple[tuple[int, int, int], ...]
@@ -148,20 +160,25 @@ class Committed(_Message, frozen=True, kw_only=True):
 
 
 class Audited(_Message, frozen=True, kw_only=True):
-    """`routable`: int32 [layers, slots], the expert of each slot that may be routed to, else -1."""
+    """`routable`: int32 [layers, slots], the expert of each slot that may be routed to, else -1. `entry`: which of its failover tables the
+    rank routes by."""
 
     number: int
     routable: bytes
+    entry: int
 
 
 class Told(_Message, frozen=True, kw_only=True):
+    """`foreseen`: the newest `Foresee` that was done."""
+
     number: int
     landed: tuple[Landed, ...] = ()
+    foreseen: int = 0
 
 
 Order = Union[
     say.Join, say.Revoke, say.Fence, say.Canary, say.Describe, say.Arm,
-    Hold, Routes, Forward, Refill, Commit, Retire, Audit, Tell, Spoil,
+    Hold, Routes, Forward, Lose, Foresee, Refill, Commit, Audit, Tell, Spoil,
 ]  # fmt: skip
 Reply = Union[
     say.Hello, say.Joined, say.Broken, say.Failed, say.Fenced, say.Sang, say.Described,

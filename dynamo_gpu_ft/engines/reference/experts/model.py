@@ -6,15 +6,17 @@ order of the experts, as the single process does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 
 from dynamo_gpu_ft.engines.reference.experts.exchange import Exchange
-from dynamo_gpu_ft.engines.reference.experts.routes import Map, targets
-from dynamo_gpu_ft.engines.reference.model import Joint, Stage, Tile, choose, expert_of
+from dynamo_gpu_ft.engines.reference.model import Joint, Stage, Tile, expert_of
 from dynamo_gpu_ft.experts.gap import Gap, router_gap
+from dynamo_gpu_ft.experts.tables import FailoverTables
+from dynamo_gpu_ft.kernels.router_reference import NOT_A_NUMBER
 
 #: Weights of one routable slot: w1, w3 [inner, hidden], w2 [hidden, inner]; None for one that is not `expert`'s now.
 Slot = Callable[[int, int, int], "tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None"]
@@ -36,7 +38,7 @@ class ExpertStage(Stage):
     def __init__(self, *given: Any, own: int, slots: int, tile: int, slot: Slot) -> None:
         super().__init__(*given)
         self._own, self._slots, self._tile, self._slot = own, slots, tile, slot
-        self._copies: dict[str, list[list[int]]] = {}
+        self._tables: FailoverTables | None = None
         self._numbers = {f"model.layers.{i}": i for i in range(*self._cut.layers)}
         self.exchange: Exchange | None = None
         self.touched: Callable[[str], None] = lambda point: None
@@ -48,13 +50,11 @@ class ExpertStage(Stage):
         self.gap = Gap()
         self._used = 0
 
-    def route(self, routes: Map) -> None:
-        for name, layer in self._numbers.items():
-            copies = routes.copies(layer)
-            self._copies[name] = copies
-            self.live.pop(name, None)
-            if not all(copies):
-                self.live[name] = torch.tensor([bool(each) for each in copies])
+    def follow(self, tables: FailoverTables) -> None:
+        """Another map holds in `tables`, which rows are routed by from now on."""
+        self._tables = tables
+        self._live = tables.counts[tables.entry] > 0
+        self._many: list[int] = self._live.sum(1).tolist()
 
     def rows(self, tile: Tile, used: int, *, logits: bool) -> torch.Tensor:
         """One round with rows of our own: the first `used` of the tile."""
@@ -71,14 +71,23 @@ class ExpertStage(Stage):
 
     def _experts(self, name: str, x: torch.Tensor) -> torch.Tensor:
         gate = self._linear(x, f"{name}.block_sparse_moe.gate.weight").float()
-        top, chosen = choose(gate, self._shape.chosen, self.live.get(name))
-        used, shares = self._used, top.to(x.dtype)
-        live = self.live.get(name)
-        self.gap += Gap(used) if live is None else router_gap(gate[:used], live, self._shape.chosen)
-        picked = chosen[:used].tolist()
-        asked = x[:used].repeat_interleave(chosen.shape[1], dim=0)
-        places = targets(picked, self._copies[name], self._slots, self._own)
-        answers = self._swap(name, asked, places).view(used, chosen.shape[1], -1)
+        used, layer, tables = self._used, self._numbers[name], self._tables
+        assert tables is not None
+        assert self._router is not None
+        gate[used:] = torch.nan  # rows that are not in use go nowhere and are not counted
+        few = min(self._shape.chosen, self._many[layer])
+        chosen, slots, top, (error, affected, replaced) = self._router.route(
+            gate, tables.logical[:, layer], tables.counts[:, layer], tables.index, few, tables.placement.width, first=self._own
+        )  # fmt: skip
+        if wrong := int(error) & ~NOT_A_NUMBER:
+            raise RuntimeError(f"the router mask met a map that cannot be: error word {wrong}")
+        if self._many[layer] < self._shape.experts:
+            hit = used if few < self._shape.chosen else int(affected)  # nobody has all of its own
+            self.gap += router_gap(gate[:used], self._live[layer], hit, int(replaced))
+        else:
+            self.gap += Gap(used)
+        shares = top.to(x.dtype)
+        answers = self._asked(name, x[:used], slots[:used].tolist(), chosen[:used].tolist())
         total = torch.zeros_like(x)
         order = chosen[:used].argsort(dim=1)
         for place in range(chosen.shape[1]):
@@ -86,6 +95,18 @@ class ExpertStage(Stage):
             rows = torch.arange(used)
             total[:used] += answers[rows, at] * shares[rows, at][:, None]
         return total
+
+    def _asked(
+        self, name: str, x: torch.Tensor, slots: Sequence[Sequence[int]], experts: Sequence[Sequence[int]]
+    ) -> torch.Tensor:  # fmt: skip
+        """Answers [rows, experts of a row, hidden]; zeros for a row with no experts, one whose logits are not numbers."""
+        flat = list(zip(chain.from_iterable(slots), chain.from_iterable(experts), strict=True))
+        there = [i for i, (slot, _) in enumerate(flat) if slot >= 0]
+        every = x.repeat_interleave(len(slots[0]), dim=0)
+        places = [(*divmod(flat[i][0], self._slots), flat[i][1]) for i in there]
+        answers = torch.zeros_like(every)
+        answers[there] = self._swap(name, every[there], places)
+        return answers.view(len(x), -1, x.shape[1])
 
     def _swap(
         self, name: str, rows: torch.Tensor, places: list[tuple[int, int, int]]

@@ -16,7 +16,7 @@ from dynamo_gpu_ft.engines.reference import rank
 from dynamo_gpu_ft.engines.reference.experts import messages as tell
 from dynamo_gpu_ft.engines.reference.experts.exchange import Exchange
 from dynamo_gpu_ft.engines.reference.experts.held import Holding
-from dynamo_gpu_ft.engines.reference.experts.routes import Map
+from dynamo_gpu_ft.engines.reference.experts.routing import Routing
 from dynamo_gpu_ft.engines.reference.messages import Channel
 from dynamo_gpu_ft.engines.reference.model import Tile
 from dynamo_gpu_ft.engines.reference.options import Options
@@ -31,6 +31,7 @@ class ExpertRank(rank.Rank):
     def __init__(self, channel: Channel, options: Options) -> None:
         super().__init__(channel, options)
         self._holding: Holding | None = None
+        self._routing: Routing | None = None
 
     # -- holding ---------------------------------------------------------------------------------------------------------
 
@@ -44,10 +45,17 @@ class ExpertRank(rank.Rank):
         return self._holding.told()
 
     def _routes(self, order: tell.Routes) -> None:
-        here = self._here
-        here.stage.route(
-            Map.read(here.shape.experts, self._options.slots, here.shape.layers, order.table)
-        )
+        if self._routing is None:
+            self._routing = Routing(order.placement, self._here.number)
+        self._routing.follow(order.placement, order.epoch)
+        self._here.stage.follow(self._routing.tables)
+
+    def _lose(self, order: tell.Lose) -> None:
+        self._ways.lose(order.dead, order.epoch)
+        self._here.stage.follow(self._ways.tables)
+
+    def _foresee(self, order: tell.Foresee) -> None:
+        self._ways.foresee(order.number, order.placement, order.ahead)
 
     def _join(self, order: say.Join) -> say.Joined:
         here = self._here
@@ -64,19 +72,15 @@ class ExpertRank(rank.Rank):
         changed, damaged = self._here.commit(order.layers, order.epoch)
         return tell.Committed(epoch=order.epoch, changed=tuple(changed), damaged=tuple(damaged))
 
-    def _retire(self, order: tell.Retire) -> tell.Committed:
-        for layer, slot in order.slots:
-            self._here.store.retire(layer, slot, order.epoch)
-        return self._commit(
-            tell.Commit(epoch=order.epoch, layers=tuple(sorted({at for at, _ in order.slots})))
-        )
-
     def _audit(self, order: tell.Audit) -> tell.Audited:
         self._here.scrub(-1 if order.digest else 0)
-        return tell.Audited(number=order.number, routable=self._here.routable())
+        entry = self._ways.tables.entry
+        return tell.Audited(number=order.number, routable=self._here.routable(), entry=entry)
 
     def _tell(self, order: tell.Tell) -> tell.Told:
-        return tell.Told(number=order.number, landed=self._here.take_landed())
+        self._ways.look()
+        landed, foreseen = self._here.take_landed(), self._ways.foreseen
+        return tell.Told(number=order.number, landed=landed, foreseen=foreseen)
 
     def _spoil(self, order: tell.Spoil) -> None:
         if self._options.faults:
@@ -88,6 +92,7 @@ class ExpertRank(rank.Rank):
         if order.epoch != self.group.epoch:
             raise CommError(f"step of epoch {order.epoch} in epoch {self.group.epoch}")
         self._faults.at("step")
+        self._ways.look()
         here, drawn = self._here, dict[str, int]()
         here.stage.begin()
         if self._beat is not None:
@@ -145,6 +150,12 @@ class ExpertRank(rank.Rank):
             pending=0,
             kv={0: native.load().digest(view(chosen))},
         )
+
+    @property
+    def _ways(self) -> Routing:
+        if self._routing is None:
+            raise RuntimeError("this rank knows no map yet")
+        return self._routing
 
     @property
     def _here(self) -> Holding:

@@ -1,12 +1,13 @@
-"""Which slot a row goes to: the map of one moment, as data. Pure; the same on every rank, because every rank gets the same table.
+"""Which slots rows may go to: the driver's map of one moment, as data. Pure; ranks get it as a `Placement` and route by their tables of it.
 
 Any live copy of an expert gives the same bits, so the choice among copies is free: rows take turns.
 """
 
 from __future__ import annotations
 
-import array
 from collections.abc import Iterable, Sequence
+
+from dynamo_gpu_ft.experts.base import Placement
 
 
 class Map:
@@ -16,22 +17,12 @@ class Map:
         self.experts, self.slots = experts, slots
         self.table = [list(row) for row in table]
 
-    @classmethod
-    def read(cls, experts: int, slots: int, layers: int, data: bytes) -> Map:
-        flat = array.array("i", data)
-        width = len(flat) // layers
-        return cls(experts, slots, [flat[i * width : (i + 1) * width] for i in range(layers)])
-
-    def bytes(self) -> bytes:
-        return b"".join(array.array("i", row).tobytes() for row in self.table)
-
-    def copies(self, layer: int) -> list[list[int]]:
-        """Per expert its physical slots."""
-        found: list[list[int]] = [[] for _ in range(self.experts)]
-        for physical, expert in enumerate(self.table[layer]):
-            if expert >= 0:
-                found[expert].append(physical)
-        return found
+    @property
+    def placement(self) -> Placement:
+        """As it is now."""
+        return Placement.of_rows(
+            self.table, experts=self.experts, ranks=len(self.table[0]) // self.slots
+        )
 
     def uncovered(self) -> tuple[tuple[int, int], ...]:
         """(layer, expert) that no slot has."""
@@ -53,15 +44,3 @@ class Map:
 
     def row_of(self, shard: int, layer: int) -> list[int]:
         return self.table[layer][shard * self.slots : (shard + 1) * self.slots]
-
-
-def targets(
-    chosen: Sequence[Sequence[int]], copies: Sequence[Sequence[int]], slots: int, turn: int
-) -> list[tuple[int, int, int]]:
-    """(shard, its slot, expert) for every chosen expert of every row, row by row; `turn` sets off ranks from each other."""
-    found = []
-    for row, experts in enumerate(chosen):
-        for expert in experts:
-            physical = copies[expert][(row + turn) % len(copies[expert])]
-            found.append((*divmod(physical, slots), expert))
-    return found
