@@ -4,7 +4,6 @@ Balance is mean / max of the ranks' loads, averaged over the layers; survival co
 order (Zipf, k-hot, drifting), so every figure but the times is the same on every machine.
 """
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from bench import eplb
+from bench.experts_bounds import bound
 from bench.rows import Options, Row, row, spread
 from dynamo_gpu_ft.errors import PlacementError
 from dynamo_gpu_ft.experts import planner, traces
@@ -111,49 +111,6 @@ def _aim(ranks: int, slots: int, domains: Domains) -> Aim:
             continue
         return aim
     raise AssertionError("no room for one copy of each expert")
-
-
-def bound(loads: Loads, ranks: int, slots: int, floor: int) -> float:
-    """A balance that no placement with `floor` copies of each expert can be above. Of the first layer: the others have the same loads in
-    another order."""
-    layer = sorted(loads[0], reverse=True)
-    mean = sum(layer) / ranks
-    low, high = max(mean, _greatest_share(layer, ranks, slots, floor)), float(sum(layer))
-    if _fits(layer, ranks, slots, floor, low):
-        return mean / low
-    for _ in range(40):
-        peak = (low + high) / 2
-        low, high = (low, peak) if _fits(layer, ranks, slots, floor, peak) else (peak, high)
-    return mean / low
-
-
-def _greatest_share(layer: Sequence[int], ranks: int, slots: int, floor: int) -> float:
-    """No rank has less to do than one copy of the expert whose copies have most."""
-    copies = [floor] * len(layer)
-    for _ in range(ranks * slots - floor * len(layer)):
-        busiest = max(range(len(layer)), key=lambda e: layer[e] / copies[e])
-        if copies[busiest] == ranks:
-            break
-        copies[busiest] += 1
-    return max(load / count for load, count in zip(layer, copies, strict=True))
-
-
-def _fits(layer: Sequence[int], ranks: int, slots: int, floor: int, peak: float) -> bool:
-    """False when no rank can stay at `peak` or below. For each number of hottest experts: their copies have only so many slots, because the
-    others need `floor` each; a copy has at most as much to do as whole copies allow below `peak`; and a rank's other slots hold copies that
-    have less to do. So much and no more can be done by all ranks, best when the hot copies are spread evenly."""
-    whole, largest = sum(layer), 0.0
-    for hot in range(1, len(layer)):
-        load = layer[hot - 1]
-        largest = max(largest, load / max(floor, math.ceil(load / peak)))
-        each, more = divmod(ranks * slots - floor * (len(layer) - hot), ranks)
-        if each >= slots:
-            return True
-        cold = layer[hot] / floor
-        able = [min(peak, n * largest + (slots - n) * cold) for n in (each, each + 1)]
-        if (ranks - more) * able[0] + more * able[1] < whole * (1 - 1e-12):
-            return False
-    return True
 
 
 def _judged(
