@@ -27,6 +27,8 @@ LOADS = {
     "zipf1.0": {"alpha": "1.0"},
     "khot": {"kind": "khot"},
 }
+#: Layers that are not alike: each has its own exponent, or its own number and share of hot experts.
+UNEVEN = ("zipf0.7-1.3", "khot20-77")
 Loads = list[list[int]]
 
 
@@ -43,6 +45,17 @@ def made(layers: int, experts: int = EXPERTS, **wish: object) -> Loads:
     return traces.loads(traces.Recipe(layers=layers, experts=experts, **wish))  # type: ignore[arg-type]
 
 
+def uneven(kind: str, layers: int = 58) -> Loads:
+    turns = [(i * 37) % 58 for i in range(layers)]  # of neighbours, none is like the other
+    if kind == UNEVEN[0]:
+        each = [{"alpha": f"0.{70 + t}" if t < 30 else f"1.{t - 30:02}"} for t in turns]
+        return [made(1, seed=i, **wish)[0] for i, wish in enumerate(each)]
+    return [
+        made(1, kind="khot", hot=20 + t, hot_percent=70 + i % 25, seed=i)[0]
+        for i, t in enumerate(turns)
+    ]
+
+
 def balances(options: Options, layers: int) -> Iterator[Row]:
     """Every kind of load, group size and redundancy. Instant where the slots allow it, else refill, else without any aim."""
     theirs = eplb.of_vllm()
@@ -54,6 +67,10 @@ def balances(options: Options, layers: int) -> Iterator[Row]:
             options.say(f"{name}, EP {ranks}")
             for slots in _sizes(ranks):
                 yield _balance(name, loads, ranks, slots, theirs)
+    for name in UNEVEN:
+        options.say(name)
+        for ranks in (32, 64, 72):
+            yield _balance(name, uneven(name, layers), ranks, _full(ranks), theirs)
 
 
 def _sizes(ranks: int) -> list[int]:
@@ -79,7 +96,9 @@ def _balance(
     found = planner.plan(loads, ranks=ranks, slots=slots, domains=domains, aim=aim).certificate
     base = _judged(eplb.rebalanced(loads, slots, ranks), loads, ranks, domains)
     full = slots == _full(ranks)
-    limit = bound(loads, ranks, slots, aim.losses + 1 if aim.mode == "instant" else 1)
+    floor = aim.losses + 1 if aim.mode == "instant" else 1
+    layers = loads if name in UNEVEN else loads[:1]
+    limit = statistics.mean(bound([layer], ranks, slots, floor) for layer in layers)
     ours, other = _mean(found), _mean(base)
     note = [
         f"{aim.mode if aim.losses else 'no aim'}; least of a layer {min(found.balance) / 1e6:.3f} (EPLB {min(base.balance) / 1e6:.3f}); "
@@ -195,10 +214,17 @@ def times(options: Options) -> list[Row]:
             ("58x648.khot.ep72", "khot", 256, 72, 9, node, 0.010),
             ("58x2048.e512.ep1024", "zipf0.6", 512, 1024, 2, node, 1.0),
         ]
+        for kind in UNEVEN:
+            cases += [
+                (f"58x288.{kind}", kind, 256, 32, 9, refill, 0.010),
+                (f"58x544.{kind}", kind, 256, 32, 17, node, 0.010),
+                (f"58x576.{kind}.ep64", kind, 256, 64, 9, node, 0.010),
+                (f"58x648.{kind}.ep72", kind, 256, 72, 9, node, 0.010),
+            ]
     theirs = eplb.of_vllm()
     for name, kind, experts, ranks, slots, aim, goal in cases:
         options.say(f"time of {name}")
-        loads = made(58, experts, **LOADS[kind])
+        loads = uneven(kind) if kind in UNEVEN else made(58, experts, **LOADS[kind])
         took, base, vllm = _took(loads, ranks, slots, aim, theirs)
         mine = statistics.median(took)
         rows.append(
