@@ -3,6 +3,7 @@
 #include "counts.h"
 
 #include <algorithm>
+#include <functional>
 #include <numeric>
 
 namespace gft::place {
@@ -11,6 +12,7 @@ namespace {
 constexpr int64_t kMean = 1 << 16;     // loads are scaled so that a rank's mean is this
 constexpr int64_t kSlack = kMean / 100;  // what a rank may have above it for nothing
 constexpr int64_t kHot = kMean / 16;  // share of a copy from which an expert is hot
+constexpr int64_t kHeld = 1 << 21;    // more than a rank has slots
 constexpr uint32_t kMostHot = 64;    // experts that are looked at
 constexpr uint32_t kBase = 8, kSpan = 24;  // how far the two numbers of copies are tried
 constexpr size_t kSeeds = 3, kBest = 2;
@@ -21,7 +23,8 @@ class Picture {
  public:
   Picture(const Layer &layer, std::span<const uint32_t> order, uint32_t ranks, uint64_t &budget)
       : ranks_(ranks), slots_(layer.slots), floor_(layer.sets.copies), budget_(budget) {
-    int64_t whole = std::accumulate(layer.loads.begin(), layer.loads.end(), int64_t{0}), mean = std::max<int64_t>(whole / ranks, 1);
+    int64_t whole = std::accumulate(layer.loads.begin(), layer.loads.end(), int64_t{0});
+    int64_t mean = std::max<int64_t>(whole / ranks, 1);
     auto scaled = [&](uint32_t expert) { return static_cast<int64_t>(static_cast<__int128>(layer.loads[expert]) * kMean / mean); };
     size_t hot = 0;
     for (; hot < order.size() && hot < kMostHot && scaled(order[hot]) / floor_ >= kHot; ++hot) load_.push_back(scaled(order[hot]));
@@ -33,7 +36,8 @@ class Picture {
   size_t hot() const { return load_.size(); }
   const std::vector<int64_t> &loads() const { return load_; }
 
-  // The sum of fourth powers of what ranks have too much, so that few ranks with much are no better than many with less; INT64_MAX for what does not fit, or when the budget is spent.
+  // The sum of fourth powers of what ranks have too much, so that few ranks with much are no better than many with less; INT64_MAX for
+  // what does not fit, or when the budget is spent.
   int64_t cost(const Counts &counts) {
     uint64_t used = std::accumulate(counts.begin(), counts.end(), uint64_t{0});
     if (used > room_ || used + ranks_ > budget_) return INT64_MAX;
@@ -43,36 +47,32 @@ class Picture {
     turns_.resize(hot());
     for (uint32_t i = 0; i < hot(); ++i) turns_[i] = {-load_[i] / counts[i], i};
     std::sort(turns_.begin(), turns_.end());
-    heap_.clear();
-    for (uint32_t rank = 0; rank < ranks_; ++rank) heap_.push_back({int64_t{slots_} * each, 0});
+    heap_.assign(ranks_, int64_t{slots_} * each * kHeld);
     full_.clear();
-    auto more_to_do = [](const Rank &a, const Rank &b) { return a.load > b.load; };
     for (auto [negative, expert] : turns_) {
       uint32_t copies = counts[expert];
       if (copies > heap_.size()) return INT64_MAX;
-      for (uint32_t i = 0; i < copies; ++i) {  // on as many ranks
-        std::pop_heap(heap_.begin(), heap_.end() - i, more_to_do);
-        Rank &rank = *(heap_.end() - i - 1);
-        rank.load += -negative - each;
-        ++rank.held;
+      for (auto end = heap_.end(); end != heap_.end() - copies; --end) {  // on as many ranks
+        std::pop_heap(heap_.begin(), end, std::greater<>());
+        *(end - 1) += (-negative - each) * kHeld + 1;
       }
       for (size_t at = heap_.size() - copies; at < heap_.size();) {
-        if (heap_[at].held < slots_) {
-          std::push_heap(heap_.begin(), heap_.begin() + static_cast<long>(++at), more_to_do);
+        if (heap_[at] % kHeld < slots_) {
+          std::push_heap(heap_.begin(), heap_.begin() + static_cast<long>(++at), std::greater<>());
           continue;
         }
-        full_.push_back(heap_[at].load);
+        full_.push_back(heap_[at]);
         heap_[at] = heap_.back();
         heap_.pop_back();
       }
     }
     int64_t sum = 0;
-    auto add = [&](int64_t load) {
-      int64_t over = std::clamp<int64_t>(load - kMean - kSlack, 0, 2 * kMean) / (kMean / 512);
+    auto add = [&](int64_t rank) {
+      int64_t over = std::clamp<int64_t>(rank / kHeld - kMean - kSlack, 0, 2 * kMean) / (kMean / 512);
       sum += over * over * over * over;
     };
-    for (const Rank &rank : heap_) add(rank.load);
-    for (int64_t load : full_) add(load);
+    for (int64_t rank : heap_) add(rank);
+    for (int64_t rank : full_) add(rank);
     return sum;
   }
 
@@ -117,11 +117,6 @@ class Picture {
   }
 
  private:
-  struct Rank {
-    int64_t load;
-    uint32_t held;
-  };
-
   // One expert of each kind: those of nearly the same load with as many copies.
   std::vector<uint32_t> distinct(const Counts &counts) const {
     std::vector<uint32_t> found;
@@ -138,8 +133,7 @@ class Picture {
   int64_t cold_ = 0;           // of all others
   uint64_t room_ = 0;          // slots that hot experts may have
   std::vector<std::pair<int64_t, uint32_t>> turns_;
-  std::vector<Rank> heap_;
-  std::vector<int64_t> full_;
+  std::vector<int64_t> heap_, full_;  // ranks: load x kHeld + copies held, so that equal ones are the same whichever comes first
 };
 
 }  // namespace
