@@ -4,7 +4,6 @@ Balance is mean / max of the ranks' loads, averaged over the layers; survival co
 order (Zipf, k-hot, drifting), so every figure but the times is the same on every machine.
 """
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from bench import eplb
+from bench.experts_bounds import bound
 from bench.rows import Options, Row, row, spread
 from dynamo_gpu_ft.errors import PlacementError
 from dynamo_gpu_ft.experts import planner, traces
@@ -27,6 +27,8 @@ LOADS = {
     "zipf1.0": {"alpha": "1.0"},
     "khot": {"kind": "khot"},
 }
+#: Layers that are not alike: each has its own exponent, or its own number and share of hot experts.
+UNEVEN = ("zipf0.7-1.3", "khot20-77")
 Loads = list[list[int]]
 
 
@@ -43,6 +45,17 @@ def made(layers: int, experts: int = EXPERTS, **wish: object) -> Loads:
     return traces.loads(traces.Recipe(layers=layers, experts=experts, **wish))  # type: ignore[arg-type]
 
 
+def uneven(kind: str, layers: int = 58) -> Loads:
+    turns = [(i * 37) % 58 for i in range(layers)]  # of neighbours, none is like the other
+    if kind == UNEVEN[0]:
+        each = [{"alpha": f"0.{70 + t}" if t < 30 else f"1.{t - 30:02}"} for t in turns]
+        return [made(1, seed=i, **wish)[0] for i, wish in enumerate(each)]
+    return [
+        made(1, kind="khot", hot=20 + t, hot_percent=70 + i % 25, seed=i)[0]
+        for i, t in enumerate(turns)
+    ]
+
+
 def balances(options: Options, layers: int) -> Iterator[Row]:
     """Every kind of load, group size and redundancy. Instant where the slots allow it, else refill, else without any aim."""
     theirs = eplb.of_vllm()
@@ -54,6 +67,10 @@ def balances(options: Options, layers: int) -> Iterator[Row]:
             options.say(f"{name}, EP {ranks}")
             for slots in _sizes(ranks):
                 yield _balance(name, loads, ranks, slots, theirs)
+    for name in UNEVEN:
+        options.say(name)
+        for ranks in (32, 64, 72):
+            yield _balance(name, uneven(name, layers), ranks, _full(ranks), theirs)
 
 
 def _sizes(ranks: int) -> list[int]:
@@ -79,7 +96,9 @@ def _balance(
     found = planner.plan(loads, ranks=ranks, slots=slots, domains=domains, aim=aim).certificate
     base = _judged(eplb.rebalanced(loads, slots, ranks), loads, ranks, domains)
     full = slots == _full(ranks)
-    limit = bound(loads, ranks, slots, aim.losses + 1 if aim.mode == "instant" else 1)
+    floor = aim.losses + 1 if aim.mode == "instant" else 1
+    layers = loads if name in UNEVEN else loads[:1]
+    limit = statistics.mean(bound([layer], ranks, slots, floor) for layer in layers)
     ours, other = _mean(found), _mean(base)
     note = [
         f"{aim.mode if aim.losses else 'no aim'}; least of a layer {min(found.balance) / 1e6:.3f} (EPLB {min(base.balance) / 1e6:.3f}); "
@@ -111,49 +130,6 @@ def _aim(ranks: int, slots: int, domains: Domains) -> Aim:
             continue
         return aim
     raise AssertionError("no room for one copy of each expert")
-
-
-def bound(loads: Loads, ranks: int, slots: int, floor: int) -> float:
-    """A balance that no placement with `floor` copies of each expert can be above. Of the first layer: the others have the same loads in
-    another order."""
-    layer = sorted(loads[0], reverse=True)
-    mean = sum(layer) / ranks
-    low, high = max(mean, _greatest_share(layer, ranks, slots, floor)), float(sum(layer))
-    if _fits(layer, ranks, slots, floor, low):
-        return mean / low
-    for _ in range(40):
-        peak = (low + high) / 2
-        low, high = (low, peak) if _fits(layer, ranks, slots, floor, peak) else (peak, high)
-    return mean / low
-
-
-def _greatest_share(layer: Sequence[int], ranks: int, slots: int, floor: int) -> float:
-    """No rank has less to do than one copy of the expert whose copies have most."""
-    copies = [floor] * len(layer)
-    for _ in range(ranks * slots - floor * len(layer)):
-        busiest = max(range(len(layer)), key=lambda e: layer[e] / copies[e])
-        if copies[busiest] == ranks:
-            break
-        copies[busiest] += 1
-    return max(load / count for load, count in zip(layer, copies, strict=True))
-
-
-def _fits(layer: Sequence[int], ranks: int, slots: int, floor: int, peak: float) -> bool:
-    """False when no rank can stay at `peak` or below. For each number of hottest experts: their copies have only so many slots, because the
-    others need `floor` each; a copy has at most as much to do as whole copies allow below `peak`; and a rank's other slots hold copies that
-    have less to do. So much and no more can be done by all ranks, best when the hot copies are spread evenly."""
-    whole, largest = sum(layer), 0.0
-    for hot in range(1, len(layer)):
-        load = layer[hot - 1]
-        largest = max(largest, load / max(floor, math.ceil(load / peak)))
-        each, more = divmod(ranks * slots - floor * (len(layer) - hot), ranks)
-        if each >= slots:
-            return True
-        cold = layer[hot] / floor
-        able = [min(peak, n * largest + (slots - n) * cold) for n in (each, each + 1)]
-        if (ranks - more) * able[0] + more * able[1] < whole * (1 - 1e-12):
-            return False
-    return True
 
 
 def _judged(
@@ -238,10 +214,17 @@ def times(options: Options) -> list[Row]:
             ("58x648.khot.ep72", "khot", 256, 72, 9, node, 0.010),
             ("58x2048.e512.ep1024", "zipf0.6", 512, 1024, 2, node, 1.0),
         ]
+        for kind in UNEVEN:
+            cases += [
+                (f"58x288.{kind}", kind, 256, 32, 9, refill, 0.010),
+                (f"58x544.{kind}", kind, 256, 32, 17, node, 0.010),
+                (f"58x576.{kind}.ep64", kind, 256, 64, 9, node, 0.010),
+                (f"58x648.{kind}.ep72", kind, 256, 72, 9, node, 0.010),
+            ]
     theirs = eplb.of_vllm()
     for name, kind, experts, ranks, slots, aim, goal in cases:
         options.say(f"time of {name}")
-        loads = made(58, experts, **LOADS[kind])
+        loads = uneven(kind) if kind in UNEVEN else made(58, experts, **LOADS[kind])
         took, base, vllm = _took(loads, ranks, slots, aim, theirs)
         mine = statistics.median(took)
         rows.append(

@@ -1,4 +1,4 @@
-// A layer from nothing: how many copies each expert gets, then the busiest experts first, each to the group that it burdens least.
+// A layer from nothing, where it is known how many copies each expert gets: the busiest first, each to the group that it burdens least.
 // Slots beyond the copies that coverage needs go to the hottest experts, wherever there is least to do.
 #include <algorithm>
 #include <numeric>
@@ -9,25 +9,7 @@ namespace gft::place {
 namespace {
 
 constexpr int64_t kNoRoom = INT64_MAX;
-
-// Copies of each expert: what coverage needs, and each of `extras` further slots to the expert whose copies have most to do.
-std::vector<uint32_t> wanted(const Layer &layer, uint32_t ranks, uint64_t extras) {
-  std::vector<uint32_t> copies(layer.experts, layer.sets.copies);
-  auto colder = [&](uint32_t a, uint32_t b) {
-    int64_t left = layer.loads[a] * copies[b], right = layer.loads[b] * copies[a];
-    return left != right ? left < right : a > b;
-  };
-  std::vector<uint32_t> heap(layer.experts);
-  std::iota(heap.begin(), heap.end(), 0u);
-  if (layer.sets.copies >= ranks || extras == 0) return copies;
-  std::make_heap(heap.begin(), heap.end(), colder);
-  for (; extras > 0 && !heap.empty(); --extras) {
-    std::pop_heap(heap.begin(), heap.end(), colder);
-    if (++copies[heap.back()] < ranks) std::push_heap(heap.begin(), heap.end(), colder);
-    else heap.pop_back();
-  }
-  return copies;
-}
+constexpr int64_t kAbout = 32;  // ranks have as much to do when they differ by this part of a copy
 
 class Filling {
  public:
@@ -48,13 +30,20 @@ class Filling {
     peaks_[group] = peak_of(group);
   }
 
-  // One copy more, unless every rank that has room holds one or is needed whole by `waiting` experts still to come.
-  bool further(uint32_t expert, uint64_t waiting) {
-    uint32_t best = kNone;
-    int64_t least = INT64_MAX;
-    for (uint32_t rank = 0; rank < layer_.ranks; ++rank)
-      if (layer_.load[rank] < least && alive_[rank] && layer_.free[rank] && seen_[rank] != expert && spare(rank) >= waiting)
-        best = rank, least = layer_.load[rank];
+  // One copy more, unless every rank that has room holds one or is needed whole by `waiting` experts still to come. Between ranks that have
+  // about as much to do (`together`), one where no room of a group is lost: a group whose members have as many copies has room for most.
+  bool further(uint32_t expert, uint64_t waiting, bool together) {
+    uint32_t best = kNone, beside = kNone;
+    int64_t least = INT64_MAX, lost = INT64_MAX;
+    for (uint32_t rank = 0; rank < layer_.ranks; ++rank) {
+      int64_t load = layer_.load[rank];
+      if (load >= (together ? lost : least) || !alive_[rank] || !layer_.free[rank] || seen_[rank] == expert) continue;
+      uint64_t left = spare(rank);
+      if (left < waiting) continue;
+      if (load < least) best = rank, least = load;
+      if (left == whole_ && load < lost) beside = rank, lost = load;
+    }
+    if (together && beside != kNone && lost - least <= layer_.share(expert, layer_.copies(expert) + 1) / kAbout) best = beside;
     if (best == kNone) return false;
     put(expert, best);
     // Every holder has less to do now.
@@ -129,11 +118,7 @@ class Filling {
 
 }  // namespace
 
-void fill(Layer &layer, std::span<const uint8_t> alive, uint32_t eighths) {
-  uint32_t ranks = 0;
-  for (uint8_t lives : alive) ranks += lives != 0;
-  uint64_t extras = uint64_t{ranks} * layer.slots - uint64_t{layer.experts} * layer.sets.copies;
-  auto copies = wanted(layer, ranks, extras * eighths / 8);
+void fill(Layer &layer, std::span<const uint8_t> alive, std::span<const uint32_t> copies, Leftover leftover) {
   struct Turn {
     int64_t share;
     uint32_t expert;
@@ -146,10 +131,10 @@ void fill(Layer &layer, std::span<const uint8_t> alive, uint32_t eighths) {
   for (auto [share, expert] : order) {
     filling.needed(expert);
     --waiting;
-    while (layer.copies(expert) < copies[expert] && filling.further(expert, waiting)) {
+    while (layer.copies(expert) < copies[expert] && filling.further(expert, waiting, leftover == Leftover::together)) {
     }
   }
-  top_up(layer, alive, eighths < 8);
+  top_up(layer, alive, leftover != Leftover::hottest);
 }
 
 void top_up(Layer &layer, std::span<const uint8_t> alive, bool coldest) {

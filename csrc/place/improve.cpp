@@ -8,7 +8,7 @@
 namespace gft::place {
 namespace {
 
-constexpr size_t kIdle = 4;  // ranks with least to do that a swap is tried with
+constexpr size_t kIdle = 4, kManyIdle = 16;  // ranks with least to do that a swap is tried with; more where it is all that may be done
 
 enum class Kind { none, replace, swap, exchange };
 
@@ -29,7 +29,7 @@ struct Held {
 
 class Search {
  public:
-  Search(Layer &layer, std::span<const uint8_t> alive, uint64_t moves, int64_t least)
+  Search(Layer &layer, std::span<const uint8_t> alive, uint64_t moves, int64_t least, size_t idle)
       : layer_(layer), alive_(alive), moves_(moves), busy_(layer.busiest()), top_(layer.load[busy_]) {
     best_.gain = std::max<int64_t>(least, 1) - 1;
     for (const Held &held : on_rank(busy_))
@@ -39,14 +39,14 @@ class Search {
       if (!alive[rank] || rank == busy_) continue;
       auto less_to_do = [&](uint32_t a, uint32_t b) { return layer.load[a] < layer.load[b]; };
       auto at = std::upper_bound(idle_.begin(), idle_.end(), rank, less_to_do);
-      if (at == idle_.end() && idle_.size() == kIdle) continue;
+      if (at == idle_.end() && idle_.size() == idle) continue;
       idle_.insert(at, rank);
-      if (idle_.size() > kIdle) idle_.pop_back();
+      if (idle_.size() > idle) idle_.pop_back();
     }
   }
 
-  const Change &run() {
-    if (moves_ >= 1) replacements();
+  const Change &run(bool spare) {
+    if (moves_ >= 1 && spare) replacements();
     swaps();
     if (moves_ >= 2 * uint64_t{layer_.sets.copies}) exchanges();
     return best_;
@@ -73,11 +73,12 @@ class Search {
     int64_t left;
   };
 
-  // The spare copies of one expert, or all empty slots (kNone): where in `spares_` they are, and the least that is left of them.
+  // The spare copies of one expert, or all empty slots (kNone): where in `spares_` they are, the least that is left of them, and what the
+  // second busiest holder has to do once there is a copy less.
   struct Giver {
     uint32_t expert;
     size_t begin, end;
-    int64_t least;
+    int64_t least, second;
   };
 
   void offer_spare(uint32_t slot, int64_t gone, Giver &giver) {
@@ -90,7 +91,7 @@ class Search {
   }
 
   void find_givers() {
-    auto begun = [&](uint32_t expert) { return Giver{expert, spares_.size(), spares_.size(), INT64_MAX}; };
+    auto begun = [&](uint32_t expert) { return Giver{expert, spares_.size(), spares_.size(), INT64_MAX, 0}; };
     Giver empty = begun(kNone);
     for (uint32_t rank = 0; rank < layer_.ranks; ++rank)
       if (alive_[rank] && layer_.free[rank]) offer_spare(layer_.empty_slot(rank), 0, empty);
@@ -98,7 +99,14 @@ class Search {
     for (uint32_t expert = 0; expert < layer_.experts; ++expert) {
       if (layer_.copies(expert) <= layer_.sets.copies) continue;
       Giver giver = begun(expert);
-      for (uint32_t slot = layer_.first(expert); slot != kNone; slot = layer_.next(slot)) offer_spare(slot, layer_.share(expert), giver);
+      int64_t first = 0, share = layer_.share(expert);
+      for (uint32_t slot = layer_.first(expert); slot != kNone; slot = layer_.next(slot)) {
+        offer_spare(slot, share, giver);
+        int64_t load = layer_.load[layer_.rank(slot)];
+        giver.second = std::max(giver.second, std::min(first, load));
+        first = std::max(first, load);
+      }
+      giver.second += layer_.share(expert, layer_.copies(expert) - 1) - share;
       if (giver.begin < giver.end) givers_.push_back(giver);
     }
     hot_on_.assign(layer_.ranks, kNone);
@@ -132,7 +140,7 @@ class Search {
       if (hot_on_.empty()) find_givers();
       for (uint32_t slot = layer_.first(held.expert); slot != kNone; slot = layer_.next(slot)) hot_on_[layer_.rank(slot)] = held.expert;
       for (const Giver &giver : givers_) {
-        if (giver.least + then > top_ - wanted(1)) continue;
+        if (std::max(giver.least + then, giver.second - less) > top_ - wanted(1)) continue;
         Others all = others(giver.expert, held.expert, less);
         if (all.next <= top_ - wanted(1)) replacement(held, giver, all, then);
       }
@@ -253,10 +261,20 @@ void make(Layer &layer, const Change &change) {
 
 }  // namespace
 
-uint32_t improve(Layer &layer, std::span<const uint8_t> alive, uint64_t moves, int64_t least) {
+int64_t excess(std::span<const int64_t> load, uint32_t living) {
+  int64_t mean = std::max<int64_t>(std::accumulate(load.begin(), load.end(), int64_t{0}) / living, 1);
+  return (*std::max_element(load.begin(), load.end()) - mean) / std::max<int64_t>(mean / 1000, 1);
+}
+
+bool good(const Layer &layer, uint32_t living, int64_t part) {
+  int64_t mean = layer.total() / living;
+  return layer.load[layer.busiest()] <= mean + mean / part;
+}
+
+uint32_t improve(Layer &layer, std::span<const uint8_t> alive, uint64_t moves, int64_t least, bool spare) {
   if (moves == 0) return 0;
-  Search search(layer, alive, moves, least);
-  const Change &change = search.run();
+  Search search(layer, alive, moves, least, spare ? kIdle : kManyIdle);
+  const Change &change = search.run(spare);
   if (change.kind != Kind::none) make(layer, change);
   return change.slots;
 }

@@ -9,16 +9,13 @@
 #include <queue>
 
 #include "../support/fail.h"
+#include "fresh.h"
 #include "steps.h"
 
 namespace gft::place {
 namespace {
 
-constexpr int64_t kGood = 100;         // a layer is left alone when its busiest rank has at most 1/100 more than the mean
-constexpr int64_t kPoor = 33;          // with 1/33 more or worse, a fresh layer is tried with fewer copies of hot experts
-constexpr int64_t kWorthwhile = 1000;  // and a change has to gain 1/1000 of the mean per slot, when slots hold something already
-constexpr uint32_t kPolish = 64;       // changes of a fresh layer
-constexpr int64_t kAlike = 10;         // thousandths of the mean by which a layer may differ from the last that was tried in every way
+constexpr int64_t kWorthwhile = 1000;  // a change has to gain 1/1000 of the mean per slot, when slots hold something already
 
 struct View {
   const gft_place_problem &p;
@@ -38,56 +35,6 @@ Layer taken_over(const View &view, const Copysets &sets, uint32_t number) {
   layer.take_over(view.old(number), view.alive);
   return layer;
 }
-
-bool good(const Layer &layer, uint32_t living, int64_t part = kGood) {
-  int64_t mean = layer.total() / living;
-  return layer.load[layer.busiest()] <= mean + mean / part;
-}
-
-// Of the busiest rank over the mean, in thousandths.
-int64_t excess(const Layer &layer, uint32_t living) {
-  int64_t mean = std::max<int64_t>(layer.total() / living, 1);
-  return (layer.load[layer.busiest()] - mean) / std::max<int64_t>(mean / 1000, 1);
-}
-
-// Layers from nothing. More copies are not always better: three of 2/5 do not fit where two of 3/5 do, so every layer that is poor is tried
-// with fewer. What was best for one layer is tried first for the next, and taken when it comes out the same there.
-class Fresh {
- public:
-  Fresh(const View &view, const Copysets &sets)
-      : view_(view), sets_(sets), living_(view.living()), extras_(uint64_t{living_} * view.p.slots > uint64_t{view.p.experts} * sets.copies) {}
-
-  Layer layer(uint32_t number) {
-    Layer first = attempt(number, eighths_);
-    int64_t found = excess(first, living_);
-    if (!extras_ || good(first, living_, kPoor) || std::abs(found - reached_) <= kAlike) return first;
-    std::optional<Layer> best(std::move(first));
-    uint32_t tried = eighths_;
-    for (uint32_t eighths = 8; eighths > 0 && !good(*best, living_, kPoor); --eighths) {
-      if (eighths == tried) continue;
-      Layer other = attempt(number, eighths);
-      if (int64_t now = excess(other, living_); now < found) best.emplace(std::move(other)), found = now, eighths_ = eighths;
-    }
-    reached_ = found;
-    return std::move(*best);
-  }
-
- private:
-  Layer attempt(uint32_t number, uint32_t eighths) const {
-    Layer layer(view_.p.experts, view_.p.ranks, view_.p.slots, view_.loads(number), sets_);
-    fill(layer, view_.alive, eighths);
-    for (uint32_t step = 0; step < kPolish && !good(layer, living_); ++step)
-      if (!improve(layer, view_.alive, UINT64_MAX, 1)) break;
-    return layer;
-  }
-
-  const View &view_;
-  const Copysets &sets_;
-  uint32_t living_;
-  bool extras_;
-  uint32_t eighths_ = 8;     // of the slots beyond coverage, for hot experts: what was best
-  int64_t reached_ = -1000;  // the excess of the last layer for which all were tried
-};
 
 // The same placement with each rank's experts in the slots where they were, as far as they were there.
 void settle(std::span<int32_t> row, std::span<const int32_t> old, uint32_t slots) {
@@ -119,7 +66,8 @@ Layer covered_layer(const View &view, const Copysets &sets, Fresh &fresh, uint32
     top_up(layer, view.alive);
     return layer;
   }
-  std::vector<int32_t> row = fresh.layer(number).table;
+  std::vector<int32_t> row(view.width);
+  fresh.place(number, row);
   settle(row, view.old(number), view.p.slots);
   Layer settled(view.p.experts, view.p.ranks, view.p.slots, view.loads(number), sets);
   settled.take_over(row, view.alive);
@@ -157,7 +105,7 @@ uint64_t adopted(const View &view, const Copysets &sets, Layers &layers) {
 // Every layer covered, whatever it costs.
 Layers covered_layers(const View &view, const Copysets &sets) {
   Layers layers;
-  Fresh fresh(view, sets);
+  Fresh fresh(view.p, sets);
   for (uint32_t number = 0; number < view.p.layers; ++number) layers.emplace_back(covered_layer(view, sets, fresh, number));
   return layers;
 }
@@ -167,9 +115,9 @@ Layers covered_layers(const View &view, const Copysets &sets) {
 Layers covered_within(const View &view, const Copysets &sets, uint64_t &left) {
   Layers layers;
   left -= std::min(left, adopted(view, sets, layers));
-  Fresh fresh(view, sets);
+  Fresh fresh(view.p, sets);
   std::vector<std::pair<int64_t, uint32_t>> order;
-  for (uint32_t number = 0; number < view.p.layers; ++number) order.emplace_back(-excess(*layers[number], view.living()), number);
+  for (uint32_t number = 0; number < view.p.layers; ++number) order.emplace_back(-excess(layers[number]->load, view.living()), number);
   std::sort(order.begin(), order.end());
   for (auto [worst, number] : order) {
     uint64_t bare = changes(view, *layers[number], number);
@@ -185,22 +133,51 @@ Layers covered_within(const View &view, const Copysets &sets, uint64_t &left) {
   return layers;
 }
 
-void renew(const View &view, const Copysets &sets, std::span<int32_t> table, bool within) {
-  uint64_t left = view.p.max_moves;
-  Layers layers = within ? covered_within(view, sets, left) : covered_layers(view, sets);
+// The worst layer is improved again and again, by one change after the other, as long as `left` slots may change.
+void improved(const View &view, Layers &layers, uint64_t &left) {
   uint32_t living = view.living();
   std::priority_queue<std::pair<int64_t, int64_t>> worst;
-  for (uint32_t number = 0; number < layers.size(); ++number) worst.emplace(excess(*layers[number], living), -int64_t{number});
+  for (uint32_t number = 0; number < layers.size(); ++number) worst.emplace(excess(layers[number]->load, living), -int64_t{number});
   while (!worst.empty() && left > 0) {
     auto number = static_cast<size_t>(-worst.top().second);
     worst.pop();
     Layer &layer = *layers[number];
-    if (good(layer, living)) continue;
+    if (good(layer, living, kGood)) continue;
     uint32_t slots = improve(layer, view.alive, left, layer.total() / living / kWorthwhile);
     if (slots == 0) continue;
     left -= slots;
-    worst.emplace(excess(layer, living), -static_cast<int64_t>(number));
+    worst.emplace(excess(layer.load, living), -static_cast<int64_t>(number));
   }
+}
+
+// Layers that are poor still are tried with other numbers of copies; that is taken where what is gained is worth the slots it changes.
+void reshaped(const View &view, Layers &layers, uint64_t &left) {
+  uint32_t living = view.living();
+  Uneven uneven(living);
+  for (uint32_t number = 0; number < layers.size() && left > 0; ++number) {
+    if (good(*layers[number], living, kPoor)) continue;
+    auto order = hottest_first(view.loads(number));
+    for (const auto &counts : uneven.of(*layers[number], order)) {
+      const Layer &layer = *layers[number];
+      Layer other = layer;
+      reshape(other, view.alive, order, counts);
+      int64_t least = layer.total() / living / kWorthwhile;
+      for (uint32_t step = 0; step < kPolish && !good(other, living, kGood); ++step)
+        if (!improve(other, view.alive, UINT64_MAX, least)) break;
+      uint64_t before = changes(view, layer, number), after = changes(view, other, number), more = after > before ? after - before : 0;
+      int64_t gain = excess(layer.load, living) - excess(other.load, living);
+      if (gain <= 0 || static_cast<uint64_t>(gain) * kWorthwhile < more * 1000 || more > left) continue;
+      left -= more;
+      layers[number].emplace(std::move(other));
+    }
+  }
+}
+
+void renew(const View &view, const Copysets &sets, std::span<int32_t> table, bool within) {
+  uint64_t left = view.p.max_moves;
+  Layers layers = within ? covered_within(view, sets, left) : covered_layers(view, sets);
+  improved(view, layers, left);
+  reshaped(view, layers, left);
   write(view, layers, table);
 }
 
@@ -226,10 +203,9 @@ void plan(const gft_place_problem &problem, std::span<int32_t> table, bool withi
          static_cast<unsigned long long>(experts), view.copies());
   Copysets sets = view.sets();
   if (problem.old) return renew(view, sets, table, within);
-  Fresh fresh(view, sets);
+  Fresh fresh(view.p, sets);
   for (uint32_t number = 0; number < problem.layers; ++number) {
-    Layer layer = fresh.layer(number);
-    std::copy(layer.table.begin(), layer.table.end(), table.begin() + static_cast<long>(number * view.width));
+    fresh.place(number, table.subspan(number * view.width, view.width));
   }
 }
 

@@ -15,8 +15,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 #: What tests/native/programs/placement.cpp prints for 2000 cases of seed 1; test_programs.py compares with it as well.
-PROGRAM = "a044dd73eca5c673"
-PLANS = "4bebd5b86e7d056508b189872d385915"
+PROGRAM = "b608f7bb503d59f0"
+PLANS = "d125fde234c92913beef8da4e4e20154"
 
 SHIM = """
 #include <string>

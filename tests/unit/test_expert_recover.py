@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from placement_world import balance, counted, holders, loads_of, zipf
 
 from dynamo_gpu_ft.errors import PlacementError
-from dynamo_gpu_ft.experts import change, planner
+from dynamo_gpu_ft.experts import change, planner, traces
 from dynamo_gpu_ft.experts.base import Aim, Domains, Placement, Recovery
 from dynamo_gpu_ft.experts.checker import check
 
@@ -110,6 +110,23 @@ def test_copies_and_balance_come_back_on_the_ranks_that_live(alpha: float, dead:
     assert 8 * 16 <= len(found.rebalanced.moves) < 8 * 527 // 3
     checked(found, start, loads, domains)
     assert walked(found.repaired.placement, found.rebalanced.placement) > 0
+
+
+def test_hot_experts_that_do_not_divide_are_balanced_again_and_it_is_worth_its_moves() -> None:
+    """32 experts do 9/10 of the work of 256; 31 ranks are left. Two copies of each on distinct nodes all along."""
+    loads = traces.loads(traces.Recipe(layers=4, kind="khot"))
+    domains, aim = Domains.regular(32), Aim(domain="node")
+    start = planner.plan(loads, ranks=32, slots=17, domains=domains, aim=aim).placement
+    alive = [rank != 8 for rank in range(32)]
+    found = planner.recover(start, loads, alive=alive, domains=domains, aim=aim)
+    after = found.rebalanced.certificate
+    assert found.missing == 0
+    assert after.one == (31, 31)
+    assert min(after.balance) >= 950_000
+    assert len(found.rebalanced.moves) <= 80 * 4
+    checked(found, start, loads, domains)
+    few = planner.recover(start, loads, alive=alive, domains=domains, aim=aim, budget_bytes=200)
+    assert few.rebalanced.certificate.bytes <= 200
 
 
 def test_rounds_of_a_small_budget_lead_to_the_same_promise() -> None:
