@@ -36,10 +36,16 @@ _READY, _THREADS = b"ready", b"threads"
 
 
 class Nursery:
-    """Starts on construction and imports `modules` in the background, with `environment` beside this process's; makes this process the
-    parent of its descendants' orphans. Ends with the thread that made it. Raises OSError."""
+    """Starts on construction, imports `modules` and then calls `prepare` in the background, with `environment` beside this process's; makes
+    this process the parent of its descendants' orphans. Ends with the thread that made it. What either raises there is passed over: a
+    child does without. Raises OSError."""
 
-    def __init__(self, modules: Sequence[str], environment: Mapping[str, str] = {}) -> None:
+    def __init__(
+        self,
+        modules: Sequence[str],
+        environment: Mapping[str, str] = {},
+        prepare: Callable[[], object] | None = None,
+    ) -> None:
         if not processes.adopt_orphans():
             raise OSError("this process may not adopt orphans (PR_SET_CHILD_SUBREAPER)")
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -47,7 +53,7 @@ class Nursery:
         self._said = b""
         self._process = multiprocessing.get_context("spawn").Process(
             target=_serve,
-            args=(theirs, list(modules), os.getpid()),
+            args=(theirs, list(modules), prepare, os.getpid()),
             name="gpu-ft-nursery",
             daemon=True,
         )
@@ -171,7 +177,12 @@ def _close(*files: int) -> None:
         os.close(file)
 
 
-def _serve(asked: socket.socket, modules: Sequence[str], parent: int) -> None:
+def _serve(
+    asked: socket.socket,
+    modules: Sequence[str],
+    prepare: Callable[[], object] | None,
+    parent: int,
+) -> None:
     """The nursery's life, and in a child that of the worker. Does not return."""
     processes.die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
@@ -183,6 +194,9 @@ def _serve(asked: socket.socket, modules: Sequence[str], parent: int) -> None:
                 Exception
             ):  # a module of another's making that cannot be imported by its name
                 importlib.import_module(name)
+    if prepare is not None:
+        with contextlib.suppress(Exception):
+            prepare()
     if titles := sys.modules.get("setproctitle"):
         titles.getproctitle()  # it looks for a title's place behind the first variable, which a child's environment may not have
     gc.collect()

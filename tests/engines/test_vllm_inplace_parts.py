@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import struct
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ import torch
 from vllm import SamplingParams
 
 from dynamo_gpu_ft.config import Config
-from dynamo_gpu_ft.engines.vllm.inplace import ghost, hang, http, states, support
+from dynamo_gpu_ft.engines.vllm.inplace import births, ghost, hang, http, states, support
 from dynamo_gpu_ft.engines.vllm.inplace.front import GroupFront, GroupStatus
 from dynamo_gpu_ft.engines.vllm.inplace.link import Armed, Condemn, Suspect, Told
 from dynamo_gpu_ft.engines.vllm.inplace.undo import chains, resumed, written_blocks
@@ -380,3 +381,10 @@ def test_other_paths_pass_other_methods_do_not_and_a_key_is_asked_for(
     assert (
         ask(Client(), "GET", http.STATUS, headers=[(b"authorization", b"Bearer secret")])[0] == 200
     )
+
+
+def test_a_nursery_asks_this_torch_what_its_compiler_asks_first() -> None:
+    """By names that are torch's own: another version may have others, and replacements would only be slower."""
+    births.compiler_ready()
+    isa = importlib.import_module("torch._inductor.cpu_vec_isa")
+    assert isa.valid_vec_isa_list.cache_info().currsize == 1

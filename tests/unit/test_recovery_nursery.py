@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,35 @@ def test_a_nursery_whose_imports_start_threads_does_not_fork(
         assert made.unfit
     finally:
         made.close()
+
+
+def leave_a_trace() -> None:
+    sys.prepared = os.getpid()  # type: ignore[attr-defined]
+
+
+def leave_a_trace_and_fail() -> None:
+    leave_a_trace()
+    raise ValueError("not on this machine")
+
+
+def tell_of_the_trace(pipe: Connection) -> None:
+    pipe.send(getattr(sys, "prepared", None))
+
+
+@pytest.mark.parametrize("prepare", [leave_a_trace, leave_a_trace_and_fail])
+def test_children_find_what_was_prepared_and_a_failure_of_it_is_passed_over(
+    prepare: Callable[[], None],
+) -> None:
+    made = Nursery([], {}, prepare)
+    await_ready(made)
+    ours, theirs = SPAWN.Pipe()
+    process = made.process(tell_of_the_trace, args=(theirs,))
+    process.start()
+    theirs.close()
+    assert ours.poll(WAIT_S)
+    assert ours.recv() == made.pid
+    process.join(WAIT_S)
+    made.close()
 
 
 def parent_of_nursery(pipe: Connection) -> None:

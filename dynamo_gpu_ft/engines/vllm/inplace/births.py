@@ -5,6 +5,7 @@ The nursery has imported what a worker of this engine has; the watching thread o
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import threading
@@ -55,7 +56,7 @@ class Births:
                 self._began = time.monotonic()
                 cpus = self.cpus(0)
                 threads = {"OMP_NUM_THREADS": str(len(cpus))} if cpus else {}
-                self._nursery = Nursery(self._modules, threads)
+                self._nursery = Nursery(self._modules, threads, compiler_ready)
 
     @property
     def soon(self) -> bool:
@@ -109,6 +110,12 @@ class Births:
         if self._nursery is not None:
             self._nursery.close()
         self._nursery = None
+
+
+def compiler_ready() -> None:
+    """Finds out what torch's compiler asks in each process at its first use, even of what it has compiled before: which vector
+    instructions there are, by test programs. Blocks for a second, longer where those have to be built. Any exception: another torch."""
+    importlib.import_module("torch._inductor.cpu_vec_isa").valid_vec_isa_list()
 
 
 def _forked(
