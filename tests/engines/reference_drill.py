@@ -7,7 +7,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,7 @@ class Drill:
         standbys: int = 0,
         devices: int = 0,
         faults: bool = True,
+        condemned: Mapping[int, str] = {},
         **settings: Any,
     ) -> None:
         self.events: list[Event] = []
@@ -91,7 +92,7 @@ class Drill:
         options = Options(
             model=str(model), tp=tp, pp=pp, faults=faults, rows=32, name="drill", devices=devices, settings=chosen
         )  # fmt: skip
-        self.engine = Engine(options, MemoryStore(), stream)
+        self.engine = Engine(options, MemoryStore(), stream, condemned=condemned)
 
     def close(self) -> None:
         self.engine.close()

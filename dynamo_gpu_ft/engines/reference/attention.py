@@ -6,15 +6,18 @@ What else is in the tile, and whether the row is prefilled or decoded, changes n
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from dynamo_gpu_ft.engines.reference.shape import Rope
 
 
+@functools.lru_cache(maxsize=4)
 def rope_tables(
     rope: Rope, head_dim: int, positions: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(cos, sin), float32 [positions, head_dim], as Hugging Face computes them."""
+    """(cos, sin), float32 [positions, head_dim], as Hugging Face computes them; the same ones for every caller, who only reads."""
     steps = torch.arange(0, head_dim, 2, dtype=torch.int64).to(torch.float32)
     inverse = 1.0 / (rope.theta ** (steps / head_dim))
     if rope.kind == "linear":

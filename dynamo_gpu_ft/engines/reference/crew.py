@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -114,7 +115,9 @@ class Crew:
         """`replies`: what the ranks may say."""
         self._options, self._tag, self._config = options, tag, options.config()
         self._replies = replies
-        self.nursery = Nursery(options, tag)
+        self._forked: weakref.WeakSet[Process] = (
+            weakref.WeakSet()
+        )  # what nobody holds ends by itself
         self.members: dict[int, Process] = {}
         self.standbys: list[Process] = []
         self.waking: list[Process] = []
@@ -126,7 +129,13 @@ class Crew:
         self._lost_at = -SUSPECT_S
         self._judge: Callable[[], None] = lambda: None
         self._calls = -1
-        self._watch_steps()
+        self._held: tuple[str, int] | None = None
+        try:
+            self._watch_steps()
+            self.nursery = Nursery(options, tag)
+        except BaseException:
+            self._stop_watching()
+            raise
 
     @property
     def lost(self) -> dict[int, str]:
@@ -144,7 +153,7 @@ class Crew:
         path, _ = heartbeat.files(config.arena_dir, self._tag)
         ranks = self._options.ranks
         core.make_heartbeat_file(path, ranks)
-        self._held = heartbeat.hold(path), path
+        self._held = path, heartbeat.hold(path)
         self._queue = core.WatchQueue()
         self._watch = core.HangWatch(
             self._queue, path, ranks=ranks, after=config.hang_after_s, floor=config.hang_floor_s,
@@ -153,7 +162,9 @@ class Crew:
 
     def fork(self) -> Process:
         """A new process that is on its way. Raises `OSError` when the nursery is gone."""
-        return Process(Channel(self.nursery.fork(), self._replies))
+        process = Process(Channel(self.nursery.fork(), self._replies))
+        self._forked.add(process)
+        return process
 
     def wake_standbys(self) -> None:
         """Starts as many standbys as the settings want and are lacking. Never blocks for one, never raises."""
@@ -282,10 +293,10 @@ class Crew:
     def end_all(self) -> None:
         """Every rank and the nursery; nothing starts again. Never raises."""
         self._over = True
-        everyone = (self.members.values(), self.fresh.values(), self.standbys, self.waking)
-        for process in [p for some in everyone for p in some]:
+        for process in list(self._forked):
             with suppress(OSError):
                 process.end(1.0)
+        self._forked.clear()
         self.members.clear()
         self.fresh.clear()
         self.standbys.clear()
@@ -294,7 +305,11 @@ class Crew:
 
     def close(self) -> None:
         self.end_all()
+        self._stop_watching()
+
+    def _stop_watching(self) -> None:
         if self._watch is not None:
             self._watch.stop()
-            heartbeat.let_go(self._held[1], self._held[0])
-            self._watch = self._queue = None
+        if self._held is not None:
+            heartbeat.let_go(*self._held)
+        self._watch = self._queue = self._held = None

@@ -6,7 +6,7 @@ token is given out once and is the one that would have been given.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dynamo_gpu_ft.engines.reference import messages as say
 from dynamo_gpu_ft.engines.reference.crew import Crew
@@ -39,14 +39,19 @@ class Engine(Driver):
         options: Options,
         store: MembershipStore | None = None,
         events: EventStream | None = None,
+        *,
+        condemned: Mapping[int, str] = {},
     ) -> None:
-        """`store` is the one that the setting `membership` names, unless it is given. Raises `ConfigError` for a model or a cut that is not possible, `RecoveryFailed` when the ranks do not come up."""
+        """`store` is the one that the setting `membership` names, unless it is given. `condemned`: device -> why it can take no process, until
+        `returned`; the engine starts on spare devices then, or with fewer ranks (`min_shards`). Raises `ConfigError` for a model or a cut that is not possible, `RecoveryFailed` when the ranks do not come up."""
         super().__init__(options)
         self.scheduler = Scheduler(
             blocks=options.blocks, block=options.block, rows=options.rows,
             positions=self.shape.positions, snapshot=self.config.snapshot, tails=self.config.tail_every > 0,
         )  # fmt: skip
         self.devices = Devices(options.tp * options.pp, options.devices)
+        for device, why in condemned.items():
+            self.devices.condemn(device, why)
         self._hearing: Hearing | None = None
         self._monitor: Monitor | None = None
         if self.config.min_shards and options.pp > 1:

@@ -11,8 +11,8 @@ import os
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -69,9 +69,10 @@ class Driver(ABC):
         """Starts the ranks, and ends them again if one does not come up. `store` is the one that the setting `membership` names, unless it is given."""
         self._store = store if store is not None else open_store(self.config)
         self._events = events or EventStream()
-        self._hire()
         try:
-            self._start()
+            with self._starting():
+                self._hire()
+                self._start()
         except BaseException:
             self.close()
             raise
@@ -89,18 +90,25 @@ class Driver(ABC):
         return {}, None
 
     def _start(self) -> None:
-        """Blocks until every rank is there, at most `start_timeout_s`. Raises `RecoveryFailed` when the ranks do not come up."""
+        """Blocks until the ranks are there, at most `start_timeout_s`: fewer than there are shards, where too few devices can be used and
+        that is allowed. Raises what the group's start does."""
         deadline = Deadline.after(self.config.start_timeout_s)
+        members = self.group.start(deadline)
+        self.coordinator = Coordinator(
+            self.options.name, self.options.ranks, self.group, self._store, self._policy(), self._events, verdicts=self._verdicts
+        )  # fmt: skip
+        membership = self.coordinator.found(members)
+        self.group.connect(membership.epoch, deadline)
+
+    @contextmanager
+    def _starting(self) -> Iterator[None]:
+        """Around a start: what fails in it leaves no process, and is a `GpuFtError`."""
         try:
-            members = self.group.start(deadline)
-            self.coordinator = Coordinator(
-                self.options.name, len(members), self.group, self._store, self._policy(), self._events, verdicts=self._verdicts
-            )  # fmt: skip
-            membership = self.coordinator.found(members)
-            self.group.connect(membership.epoch, deadline)
-        except GpuFtError:
-            raise
-        except Exception as error:
+            yield
+        except BaseException as error:
+            self._end_ranks()
+            if isinstance(error, GpuFtError) or not isinstance(error, Exception):
+                raise
             raise RecoveryFailed(
                 "the engine does not start",
                 where=self.options.name,
@@ -209,18 +217,18 @@ class Driver(ABC):
         self._restarts.append(now)
         try:
             self.restart()
-        except RecoveryFailed as error:
+        except GpuFtError as error:
             return self._fail(f"{outcome.reason}; then {error}")
         return []
 
     def restart(self) -> None:
-        """Ends every process and starts all of them again; open requests keep their tokens."""
+        """Ends every process and starts all of them again; open requests keep their tokens. Raises `GpuFtError`; nothing runs then."""
         former = self.group
-        former.end()
-        self.crew.close()
-        self._hire()
-        self.group.remember(former)
-        self._start()
+        self._end_ranks()
+        with self._starting():
+            self._hire()
+            self.group.remember(former)
+            self._start()
 
     def _fail(self, reason: str) -> list[Output]:
         self.failed = reason
@@ -229,12 +237,18 @@ class Driver(ABC):
 
     def close(self) -> None:
         """Ends every process of the engine. Can be repeated; never raises."""
-        with suppress(OSError):
-            self.group.end()
-            self.crew.close()
-        processes.end_all(self._tag, deadline_s=5.0)
+        self._end_ranks()
         for left in Path(self.config.arena_dir).glob(f"*{self._tag}-*.rendezvous"):
             shutil.rmtree(left, ignore_errors=True)
+
+    def _end_ranks(self) -> None:
+        """Also those of a start that came half-way. Never raises."""
+        with suppress(OSError):
+            if hasattr(self, "group"):
+                self.group.end()
+            if hasattr(self, "crew"):
+                self.crew.close()
+        processes.end_all(self._tag, deadline_s=5.0)
 
     def __enter__(self: _D) -> _D:
         return self

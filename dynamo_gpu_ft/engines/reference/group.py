@@ -27,7 +27,7 @@ from dynamo_gpu_ft.topology import Device
 
 
 class ReferenceGroup(Adapter):
-    """`manifest` is shard -> digests of its weights. `peers`: processes of other engines that may hold the same weights; believed only
+    """`manifest` is shard -> digests of its weights in the cuts of the whole engine. `peers`: processes of other engines that may hold the same weights; believed only
     against the manifest."""
 
     manifest: dict[int, dict[str, bytes]]
@@ -45,12 +45,13 @@ class ReferenceGroup(Adapter):
         self._owed: dict[
             int, set[int]
         ] = {}  # heads that survivors took over and have not restored yet
+        self._sung_whole = False  # `song` is that of all shards
         self._recutting = False  # an attempt began to, and nobody knows how far it came
 
     def remember(self, former: Adapter) -> None:
         super().remember(former)
         assert isinstance(former, ReferenceGroup)
-        self.peers = former.peers
+        self.peers, self._sung_whole = former.peers, former._sung_whole
 
     # -- the contract ------------------------------------------------------------------------------------------------------
 
@@ -122,7 +123,7 @@ class ReferenceGroup(Adapter):
         self.split = self._cuts(housed)
         fresh = {shard: self._crew.fork() for shard in housed}
         self._crew.fresh = dict(fresh)
-        self._load(fresh, self.split, deadline)
+        self._load(fresh, self.split, deadline, keep=not self.manifest)
         self._crew.members = fresh
         self._crew.fresh.clear()
         return self._enlisted()
@@ -137,12 +138,13 @@ class ReferenceGroup(Adapter):
         self.epoch = epoch
 
     def sing(self, epoch: int, deadline: Deadline) -> None:
-        """One canary step: the same bits as at the start while the cuts are the same, else the same token."""
-        song = self._canary(epoch, deadline)
-        self.song = self.song or song
+        """One canary step: the same bits as when all shards sang first, if all of them do, else the same token."""
+        song, whole = self._canary(epoch, deadline), self.split == self._whole
+        if self.song is None or whole:
+            self.song, self._sung_whole = song, whole
 
     def _like(self, song: say.Sang, known: say.Sang) -> bool:
-        if self.split == self._whole:
+        if self._sung_whole and self.split == self._whole:
             return song.logits == known.logits
         return song.token == known.token
 
@@ -186,8 +188,9 @@ class ReferenceGroup(Adapter):
         deadline: Deadline,
         *,
         recut: bool = False,
+        keep: bool = False,
     ) -> None:
-        """With `recut`, survivors are at their own part of it at the same time."""
+        """With `recut`, survivors are at their own part of it at the same time. With `keep`, each writes the neighbour file of its shard."""
         if homeless := set(fresh) - set(self._devices.house(fresh)):
             raise StandbyLost(f"no device for {sorted(homeless)}: {self._devices.condemned}")
         for shard, process in fresh.items():
@@ -196,16 +199,14 @@ class ReferenceGroup(Adapter):
             process.send(
                 say.Load(
                     shard=shard, device=self._devices.of(shard), cut=cuts.cut(shard), expected=expected,
-                    keep=cuts == self._whole and not expected, peers=self.peers if expected else (),
+                    keep=keep, peers=self.peers if expected else (),
                     deadline_s=deadline.left_s,
                 )
             )  # fmt: skip
         survivors = self._was_recut(cuts, deadline) if recut else {}
         told = self._asking.answers(fresh, say.Loaded, deadline, fresh)
         for shard, loaded in told.items():
-            if cuts == self._whole:
-                self.manifest.setdefault(shard, loaded.digests)
-            self._has(shard, loaded)
+            self._has(shard, loaded, cuts)
         self._copied([*told.values(), *survivors.values()])
         self.facts["loads"] = {
             shard: (x.source, x.read, x.needed, x.refused) for shard, x in told.items()
@@ -232,7 +233,7 @@ class ReferenceGroup(Adapter):
     def _was_recut(self, cuts: split.Split, deadline: Deadline) -> dict[int, say.Loaded]:
         told = self._asking.answers(self._crew.members, say.Loaded, deadline, {})
         for shard, loaded in told.items():
-            self._has(shard, loaded)
+            self._has(shard, loaded, cuts)
             held, wanted = self.split.cut(shard).heads, cuts.cut(shard).heads
             old = self._owed.get(shard, set())
             self._owed[shard] = {
@@ -310,11 +311,13 @@ class ReferenceGroup(Adapter):
         }
 
     def _expected(self, shard: int, cuts: split.Split) -> dict[str, bytes]:
-        """Digests are known of the cuts that the engine started with."""
+        """Digests are known of the cuts of the whole engine, once they were held."""
         return self.manifest.get(shard, {}) if cuts == self._whole else {}
 
-    def _has(self, shard: int, loaded: say.Loaded) -> None:
+    def _has(self, shard: int, loaded: say.Loaded, cuts: split.Split) -> None:
         self._arrived[shard] = loaded.digests
+        if cuts == self._whole:
+            self.manifest.setdefault(shard, loaded.digests)
         self._shelf.told(shard, loaded)
         if loaded.table is not None:
             self._tables[shard] = loaded.table

@@ -7,6 +7,8 @@ can take it over as it is. Each stage has an arena of its own, because stages ma
 from __future__ import annotations
 
 import dataclasses
+import math
+import mmap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,15 +29,31 @@ from dynamo_gpu_ft.kv.snapshot import SnapshotQueue
 
 #: How long stores under way may take when a head gets another cache; what is not sealed then is stored again later.
 _DRAIN_S = 0.5
+_OWN = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
 def make_cache(
-    shape: Shape, cut: Cut, options: Options, dtype: torch.dtype, device: torch.device
+    shape: Shape,
+    cut: Cut,
+    options: Options,
+    dtype: torch.dtype,
+    device: torch.device,
+    room: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """[heads, blocks, layers, 2 (K, V), tokens of a block, head_dim]: all layers of a block of a head lie together."""
+    """[heads, blocks, layers, 2 (K, V), tokens of a block, head_dim]: all layers of a block of a head lie together. `room` is zeroed memory
+    to use if it is large enough. Else, in host memory, pages come with the blocks that are used first, so that nobody waits for all of them."""
+    size = cache_size(shape, cut, options)
+    count = math.prod(size) * dtype.itemsize
+    if device.type != "cpu" or not count:
+        return torch.zeros(size, dtype=dtype, device=device)
+    if room is None or len(room) < count:
+        room = torch.frombuffer(mmap.mmap(-1, count, flags=_OWN), dtype=torch.uint8)
+    return room[:count].view(dtype).view(size)
+
+
+def cache_size(shape: Shape, cut: Cut, options: Options) -> tuple[int, ...]:
     heads, layers = cut.heads[1] - cut.heads[0], cut.layers[1] - cut.layers[0]
-    size = (heads, options.blocks, layers, 2, options.block, shape.head_dim)
-    return torch.zeros(size, dtype=dtype, device=device)
+    return heads, options.blocks, layers, 2, options.block, shape.head_dim
 
 
 def config_of_stage(options: Options, stage: int) -> Config:

@@ -24,17 +24,16 @@ from dynamo_gpu_ft.engines.reference.kv import Snapshots
 from dynamo_gpu_ft.engines.reference.messages import Channel, Order
 from dynamo_gpu_ft.engines.reference.model import Tile
 from dynamo_gpu_ft.engines.reference.options import Options
-from dynamo_gpu_ft.engines.reference.sampling import Sampling, draw
+from dynamo_gpu_ft.engines.reference.rehearsal import CANARY as CANARY
+from dynamo_gpu_ft.engines.reference.sampling import draw
 from dynamo_gpu_ft.engines.reference.shard import Shard, Sources
-from dynamo_gpu_ft.engines.reference.tiles import Piece, Rows, pack
+from dynamo_gpu_ft.engines.reference.tiles import Rows, pack
 from dynamo_gpu_ft.engines.reference.weights import view
 from dynamo_gpu_ft.health import heartbeat
 from dynamo_gpu_ft.recovery import processes
 from dynamo_gpu_ft.recovery.comm.base import CommError
 from dynamo_gpu_ft.recovery.comm.gloo import GlooBackend
 from dynamo_gpu_ft.recovery.comm.rendezvous import Rendezvous
-
-CANARY = Piece(request="canary", start=0, tokens=(1,), blocks=(0,), sampling=Sampling())
 
 
 class Rank:
@@ -75,9 +74,7 @@ class Rank:
 
     def _prepare(self, order: say.Prepare) -> say.Ready:
         self._faults.at("prepare")
-        notes = self._sources.prepare()
-        torch.ones(8, 64) @ torch.ones(64, 64)  # the library's first product takes long
-        return say.Ready(notes=tuple(notes))
+        return say.Ready(notes=tuple(self._sources.prepare()))
 
     def _load(self, order: say.Load) -> say.Loaded:
         self._faults.at("load")

@@ -17,8 +17,8 @@ from dynamo_gpu_ft.engines.reference.kv import Snapshots, make_cache, move_heads
 from dynamo_gpu_ft.engines.reference.messages import Load, Loaded, Recut
 from dynamo_gpu_ft.engines.reference.model import Stage
 from dynamo_gpu_ft.engines.reference.options import Options
-from dynamo_gpu_ft.engines.reference.split import even
-from dynamo_gpu_ft.engines.reference.weights import ShardWeights, touched_room
+from dynamo_gpu_ft.engines.reference.rehearsal import NO_ROOMS, Rooms, rehearse, rooms_of
+from dynamo_gpu_ft.engines.reference.weights import ShardWeights
 from dynamo_gpu_ft.errors import GpuFtError, WeightsError
 from dynamo_gpu_ft.kv.namespace import weights_id
 from dynamo_gpu_ft.recovery.weights import chain, neighbour
@@ -26,6 +26,8 @@ from dynamo_gpu_ft.recovery.weights.base import WeightSource
 from dynamo_gpu_ft.recovery.weights.peer import PeerSource, Table
 from dynamo_gpu_ft.recovery.weights.slices import SliceSource
 
+#: Threads that read a shard's weights from memory: of a load, and of a loss all others wait for, so there are cores.
+READERS = 2
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -41,19 +43,16 @@ class Sources:
         self.model = f"{weights_id(folder)}-{options.dtype}"
         self._path = options.config().arena_path
         paths = [neighbour.path_of(self._path, shard) for shard in range(options.ranks)]
-        self.neighbours = neighbour.NeighbourSource(paths, self.model)
+        self.neighbours = neighbour.NeighbourSource(paths, self.model, READERS)
         self.slices = SliceSource(folder)
-        self.room: torch.Tensor | None = None
+        self.rooms: Rooms | None = None
         self._options = options
 
     def prepare(self) -> list[str]:
-        """Opens everything that any shard could come from, and gets memory for the largest; says what is not there."""
+        """Opens everything that any shard could come from, gets memory for the largest and rehearses it; says what is not there."""
         notes = self.neighbours.open_all()
         if self._options.device == "cpu":
-            made, dtype = shape.read(Path(self._options.model)), DTYPES[self._options.dtype]
-            cuts = even(made, self._options.tp, self._options.pp)
-            every = [needs.of(made, cuts.cut(shard)) for shard in range(cuts.shards)]
-            self.room = touched_room(max(every, key=lambda n: sum(x.size("U8") for x in n)), dtype)
+            self.rooms = rehearse(self._options, DTYPES[self._options.dtype])
         with suppress(WeightsError):
             self.slices.entries()
         return notes
@@ -85,18 +84,25 @@ class Shard:
         self.shape = shape.read(Path(options.model))
         self.device = device_of(options, order.device)
         self._dtype = DTYPES[options.dtype]
+        rooms, sources.rooms = sources.rooms or NO_ROOMS, None
+        if order.keep and self.device.type == "cpu":
+            # An engine's first start: nobody waits for a token, and what has large pages is sooner gone when it dies.
+            rooms = rooms_of(self.cut, self.shape, options, self._dtype)
         began = time.monotonic()
-        self.loaded = self._load(order, order.peers)
+        self.loaded = self._load(order, order.peers, rooms.weights)
         self._seconds = time.monotonic() - began
-        self.cache = make_cache(self.shape, self.cut, options, self._dtype, self.device)
+        self.cache = make_cache(
+            self.shape, self.cut, options, self._dtype, self.device, rooms.cache
+        )
         self.stage = Stage(self.shape, self.cut, self.weights.tensors, self.cache)
         self.not_protected = sources.keep(self.number, 1, self.weights) if order.keep else ""
         self.snapshots: Snapshots | None = None
         if options.config().snapshot:
             self._protect(engine_id)
 
-    def _load(self, order: Load | Recut, peers: Sequence[Table] = ()) -> chain.Loaded:
-        room, self._sources.room = self._sources.room, None
+    def _load(
+        self, order: Load | Recut, peers: Sequence[Table] = (), room: torch.Tensor | None = None
+    ) -> chain.Loaded:
         self.weights = ShardWeights(needs.of(self.shape, order.cut), self._dtype, self.device, room)
         return chain.load(
             self._sources.ordered(peers),

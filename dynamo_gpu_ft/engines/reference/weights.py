@@ -58,7 +58,7 @@ class ShardWeights:
     def room(self, need: Need, dtype: str) -> memoryview:
         if dtype == self.dtype and self.device.type == "cpu":
             return view(self.tensors[need.tensor])
-        self._scratch = {need: bytearray(need.size(dtype))}  # one at a time
+        self._scratch[need] = bytearray(need.size(dtype))
         return memoryview(self._scratch[need])
 
     def filled(self, need: Need, dtype: str) -> bool:
@@ -94,10 +94,9 @@ class ShardWeights:
         return Table(own.pid, own.started, model, tuple(places))
 
 
-def touched_room(needs: Sequence[Need], dtype: torch.dtype) -> torch.Tensor:
-    """Host memory for these needs whose pages are there already: a standby gets it before it is in a hurry."""
-    size = sum(-(-need.size(NAMES[dtype]) // _ALIGN) * _ALIGN for need in needs) + _ALIGN
-    return torch.zeros(size, dtype=torch.uint8).fill_(1)
+def room_for(needs: Sequence[Need], dtype: torch.dtype) -> int:
+    """Bytes that these needs take up in a rank."""
+    return sum(-(-need.size(NAMES[dtype]) // _ALIGN) * _ALIGN for need in needs) + _ALIGN
 
 
 def view(tensor: torch.Tensor) -> memoryview:

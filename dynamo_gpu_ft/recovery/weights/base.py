@@ -39,7 +39,8 @@ class Need:
 
 
 class Sink(Protocol):
-    """The engine's side: where a need's bytes go."""
+    """The engine's side: where a need's bytes go. Called for one need after the other, for different ones by several threads if the source
+    has them."""
 
     def room(self, need: Need, dtype: str) -> memoryview:
         """Writable, contiguous, exactly `need.size(dtype)` bytes: the tensor itself where it has this type, else room to convert from."""

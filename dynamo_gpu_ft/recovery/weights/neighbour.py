@@ -107,8 +107,9 @@ class NeighbourSource:
 
     name = "neighbour"
 
-    def __init__(self, paths: Sequence[Path], model: str) -> None:
-        self._paths, self._model = list(paths), model
+    def __init__(self, paths: Sequence[Path], model: str, readers: int = 1) -> None:
+        """`readers`: threads of a load; the sink is called by all of them."""
+        self._paths, self._model, self._readers = list(paths), model, readers
         self._open: dict[Path, tuple[int, list[pieces.Stored]]] = {}
 
     def open_all(self) -> list[str]:
@@ -133,7 +134,9 @@ class NeighbourSource:
             read_at(files[each.where], each.at, into, Path(each.where))
 
         try:
-            read_bytes, needed, digests = pieces.assemble(needs, stored, read, sink, deadline_s)
+            read_bytes, needed, digests = pieces.assemble(
+                needs, stored, read, sink, deadline_s, self._readers
+            )
         except TimeoutError:
             raise  # it is an OSError too
         except OSError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from dynamo_gpu_ft import native
@@ -90,19 +91,20 @@ def assemble(
     read: Callable[[Stored, memoryview], None],
     sink: Sink,
     deadline_s: float,
+    readers: int = 1,
 ) -> tuple[int, int, dict[str, bytes]]:
-    """Fills the sink; (bytes read, bytes needed, digests as in `Report`). Raises `WeightsError`, `TimeoutError`; nothing is read when a
-    need is not there in whole."""
+    """Fills the sink, with so many threads; (bytes read, bytes needed, digests as in `Report`). Raises `WeightsError`, `TimeoutError`; nothing
+    is read when a need is not there in whole."""
     core, give_up = native.load(), time.monotonic() + deadline_s
     by_tensor: dict[str, list[Stored]] = {}
     for each in stored:
         by_tensor.setdefault(each.need.tensor, []).append(each)
     found = [(need, cover(need, by_tensor.get(need.tensor, ()))) for need in needs]
-    bytes_read = bytes_needed = 0
-    digests: dict[str, bytes] = {}
-    for need, parts in found:
+
+    def fill(need: Need, parts: Sequence[tuple[Stored, Box]]) -> tuple[int, int, bytes | None]:
+        """Bytes read and needed, and the digest of the sink's own bytes where it is known."""
         if time.monotonic() > give_up:
-            raise TimeoutError(f"weights came too slowly: {bytes_read} bytes in {deadline_s:g} s")
+            raise TimeoutError(f"weights came too slowly: not all of them in {deadline_s:g} s")
         dtype = parts[0][0].dtype if parts else "F32"
         if any(part.dtype != dtype for part, _ in parts):
             raise refuse("parts of a tensor have different types", str(need))
@@ -111,7 +113,6 @@ def assemble(
             exact = part.need.box == need.box
             whole = room if exact else memoryview(bytearray(part.size))
             read(part, whole)
-            bytes_read += part.size
             if (digest := core.digest(whole)) != part.digest:
                 raise refuse(
                     "kept weights are damaged",
@@ -122,8 +123,16 @@ def assemble(
                 )
             if not exact:
                 place(box, whole, part.need.box, room, need.box, DTYPES[dtype])
-        bytes_needed += need.size(dtype)
-        in_place = sink.filled(need, dtype)
-        if in_place and len(parts) == 1 and parts[0][0].need.box == need.box:
-            digests[str(need)] = parts[0][0].digest
-    return bytes_read, bytes_needed, digests
+        in_place = sink.filled(need, dtype) and len(parts) == 1 and parts[0][0].need.box == need.box
+        size = sum(part.size for part, _ in parts)
+        return size, need.size(dtype), parts[0][0].digest if in_place else None
+
+    if readers > 1:
+        with ThreadPoolExecutor(readers, "weights") as pool:
+            told = list(pool.map(lambda each: fill(*each), found))
+    else:
+        told = [fill(need, parts) for need, parts in found]
+    digests = {
+        str(need): digest for need, (_, _, digest) in zip(needs, told, strict=True) if digest
+    }
+    return sum(read for read, _, _ in told), sum(needed for _, needed, _ in told), digests
