@@ -28,15 +28,11 @@ class Routed(NamedTuple):
     replaced: int
 
 
-def keys_of(choose: torch.Tensor) -> torch.Tensor:
-    """int64 that order floats as numbers, equal ones by column, the lower first."""
+def ranked(choose: torch.Tensor) -> torch.Tensor:
+    """Columns of each row, the greatest number first, equal ones by column, the lower first."""
     import torch
 
-    bits = torch.where(choose == 0, torch.zeros_like(choose), choose).contiguous().view(torch.int32)
-    bits = bits.to(torch.int64) & 0xFFFFFFFF
-    ordered = torch.where(bits >= 1 << 31, 0xFFFFFFFF - bits, bits + (1 << 31))
-    columns = torch.arange(choose.shape[1], device=choose.device)
-    return (ordered << 20) | (0xFFFFF - columns)
+    return torch.sort(choose, dim=1, descending=True, stable=True).indices
 
 
 def route(
@@ -68,31 +64,39 @@ def route(
     count = counts[loss].to(torch.int64)
     live = count > 0 if alive is None else (count > 0) & alive.bool()
     order = logits if choose is None else choose
-    wrong = (order.isnan() | logits.isnan()).any(1)
-    if int(live.sum()) < topk:
+    wrong = logits.isnan().any(1)
+    if choose is not None:
+        wrong |= choose.isnan().any(1)
+    lives = int(live.sum())
+    if lives < topk:
         error = (NOT_A_NUMBER if bool(wrong.any()) else 0) | (0 if bool(wrong.all()) else FEW_LIVE)
         return Routed(nothing, nothing.clone(), weightless, error, 0, 0)
-    keys = keys_of(order)
-    full = keys.topk(topk, dim=1).indices
-    missing = (~live[full]).sum(1)
-    best = keys.masked_fill(~live, -1).topk(topk, dim=1).indices  # sorted: best first
+    columns = ranked(order)
+    best, missing = columns[:, :topk], None
+    if lives < experts:  # the live ones in front, in their order
+        missing = (~live[best]).sum(1)
+        best = columns.gather(1, (~live[columns]).to(torch.uint8).argsort(1, stable=True)[:, :topk])
     weights = _weights(logits, best, live, flags)
 
-    rows = torch.arange(tokens, device=logits.device)[:, None] + first
+    rows = torch.arange(first, first + tokens, device=logits.device)[:, None]
     many = count[best]
-    slots = table[loss][best, torch.where(many <= width, (rows + best) % many, 0)].to(torch.int64)
-    outside = ((many > width) | (slots < 0) | (slots >= physical)).any(1) & ~wrong
-    bad = (wrong | outside)[:, None]
-    good = ~bad[:, 0]
-    error = (NOT_A_NUMBER if bool(wrong.any()) else 0) | (INDEX if bool(outside.any()) else 0)
-    return Routed(
-        best.to(torch.int32).masked_fill(bad, -1),
-        slots.to(torch.int32).masked_fill(bad, -1),
-        weights.masked_fill(bad, 0.0),
-        error,
-        int(((missing > 0) & good).sum()),
-        int((missing * good).sum()),
-    )
+    far = many > width
+    slots = table[loss][best, ((rows + best) % many).masked_fill_(far, 0)]
+    outside = (far | (slots < 0) | (slots >= physical)).any(1)
+    logical, error = best.to(torch.int32), 0
+    bad = wrong | outside
+    if bool(bad.any()):
+        error = (NOT_A_NUMBER if bool(wrong.any()) else 0) | (
+            INDEX if bool((outside & ~wrong).any()) else 0
+        )
+        logical, slots, weights = (
+            tensor.masked_fill(bad[:, None], value)
+            for tensor, value in ((logical, -1), (slots, -1), (weights, 0.0))
+        )
+    if missing is None:
+        return Routed(logical, slots, weights, error, 0, 0)
+    missing = missing.masked_fill(bad, 0)
+    return Routed(logical, slots, weights, error, int((missing > 0).sum()), int(missing.sum()))
 
 
 def _weights(
