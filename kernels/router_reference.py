@@ -75,7 +75,9 @@ def route(
     best, missing = columns[:, :topk], None
     if lives < experts:  # the live ones in front, in their order
         missing = (~live[best]).sum(1)
-        best = columns.gather(1, (~live[columns]).to(torch.uint8).argsort(1, stable=True)[:, :topk])
+        best = columns.gather(
+            1, (~live[columns]).to(torch.uint8).argsort(dim=1, stable=True)[:, :topk]
+        )
     weights = _weights(logits, best, live, flags)
 
     rows = torch.arange(first, first + tokens, device=logits.device)[:, None]
