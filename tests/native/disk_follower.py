@@ -17,8 +17,7 @@ def follow(folder: str, links: Path) -> int:
     """Looks until the file of links is gone, in turn by one reader that stays and by fresh ones; says how often it looked."""
     stays = core.DiskLog.open(folder, read_only=True)
     looks = 0
-    while links.exists():
-        stored = links.read_bytes() if links.exists() else b""
+    while (stored := content(links)) is not None:
         for fresh in (False, True):
             reader = core.DiskLog.open(folder, read_only=True) if fresh else stays
             reader.refresh()
@@ -35,6 +34,14 @@ def follow(folder: str, links: Path) -> int:
             looks += 1
     print(f"{looks} looks")
     return 0
+
+
+def content(links: Path) -> bytes | None:
+    """None once the file is gone, which may be at any moment."""
+    try:
+        return links.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 if __name__ == "__main__":
