@@ -12,6 +12,7 @@ import torch
 
 from dynamo_gpu_ft.engines.reference import needs, shape, split
 from dynamo_gpu_ft.engines.reference.model import Stage, Tile
+from dynamo_gpu_ft.engines.reference.pieces import Capture, Pieces
 from dynamo_gpu_ft.engines.reference.sampling import Sampling, draw
 from dynamo_gpu_ft.engines.reference.tiles import Piece, pack
 from dynamo_gpu_ft.engines.reference.weights import ShardWeights
@@ -126,11 +127,12 @@ class ThreadEngine:
         *,
         blocks: int = 64,
         cuts: split.Split | None = None,
+        capture: Capture | None = None,
     ) -> None:
         self.shape = shape.read(folder)
         self.split = cuts or split.even(self.shape, tp, pp)
         source = SliceSource(folder)
-        self.stages, self.caches = [], []
+        self.stages, self.caches, self.pieces = [], [], []
         for shard in range(self.split.shards):
             cut = self.split.cut(shard)
             weights = ShardWeights(needs.of(self.shape, cut), torch.float32, torch.device("cpu"))
@@ -144,7 +146,10 @@ class ThreadEngine:
                 self.shape.head_dim,
             )
             self.caches.append(torch.zeros(size))
-            self.stages.append(Stage(self.shape, cut, weights.tensors, self.caches[-1]))
+            self.pieces.append(Pieces(capture))
+            self.stages.append(
+                Stage(self.shape, cut, weights.tensors, self.caches[-1], self.pieces[-1])
+            )
 
     def step(self, pieces: Sequence[Piece], tile: int = TILE) -> dict[str, int]:
         drawn: dict[str, int] = {}

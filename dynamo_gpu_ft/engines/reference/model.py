@@ -7,12 +7,14 @@ their order of adding by the sizes, and so a row's bits do not depend on its com
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
 
 from dynamo_gpu_ft.engines.reference import needs
 from dynamo_gpu_ft.engines.reference.attention import attend, rope_tables, rotate
+from dynamo_gpu_ft.engines.reference.pieces import Pieces
 from dynamo_gpu_ft.engines.reference.shape import Shape
 from dynamo_gpu_ft.engines.reference.split import Cut
 from dynamo_gpu_ft.kernels.router import RouterMask
@@ -45,10 +47,15 @@ class Stage:
     """The layers of one cut. `cache` is [heads, blocks, layers, 2, block tokens, head_dim] (see kv.py)."""
 
     def __init__(
-        self, shape: Shape, cut: Cut, weights: dict[str, torch.Tensor], cache: torch.Tensor
+        self,
+        shape: Shape,
+        cut: Cut,
+        weights: dict[str, torch.Tensor],
+        cache: torch.Tensor,
+        pieces: Pieces | None = None,
     ) -> None:
         self._shape, self._cut, self._cache = shape, cut, cache
-        self._weights = weights
+        self._weights, self._pieces = weights, pieces or Pieces()
         #: Layer's name -> bool [experts], where not all experts may be asked: a row takes the next best of those, of sum 1 among them.
         self.live: dict[str, torch.Tensor] = {}
         self._router = RouterMask(cache.device) if shape.experts else None
@@ -65,13 +72,18 @@ class Stage:
         or, in the last stage if asked, to logits [rows, vocabulary] in float32."""
         state = self._embed(tile.tokens, joint) if hidden is None else hidden
         cos, sin = self._cos[tile.positions], self._sin[tile.positions]
+        tables = self._pieces.widened(tile.tables)
+        places = (tile.blocks, tile.places, tables, tile.positions, cos, sin)
         for index, layer in enumerate(range(*self._cut.layers)):
             name = f"model.layers.{layer}"
-            normed = self._norm(state, f"{name}.input_layernorm.weight")
-            state = state + joint.sum(self._attention(name, index, normed, tile, cos, sin))
-            normed = self._norm(state, f"{name}.post_attention_layernorm.weight")
-            part = self._experts if self._shape.experts else self._mlp
-            state = state + joint.sum(part(name, normed))
+            attention, mlp = partial(self._attention, name, index), partial(self._mlp, name)
+            part = self._pieces.run((name, "attention"), attention, state, *places)
+            state = state + joint.sum(part)
+            if self._shape.experts:  # which of them are asked is decided by what the router says
+                part = self._experts(name, self._norm(state, _after_attention(name)))
+            else:
+                part = self._pieces.run((name, "mlp"), mlp, state)
+            state = state + joint.sum(part)
         if not (self._cut.last and logits):
             return state
         head = needs.EMBED if self._shape.tied else needs.HEAD
@@ -98,11 +110,15 @@ class Stage:
         self,
         name: str,
         layer: int,
-        x: torch.Tensor,
-        tile: Tile,
+        state: torch.Tensor,
+        blocks: torch.Tensor,
+        places: torch.Tensor,
+        tables: torch.Tensor,
+        positions: torch.Tensor,
         cos: torch.Tensor,
         sin: torch.Tensor,
     ) -> torch.Tensor:
+        x = self._norm(state, f"{name}.input_layernorm.weight")
         rows, heads = len(x), self._cut.heads[1] - self._cut.heads[0]
         group, dim = self._shape.group, self._shape.head_dim
         if heads == 0:
@@ -112,13 +128,14 @@ class Stage:
         v = self._linear(x, f"{name}.self_attn.v_proj.weight").view(rows, heads, dim)
         q, k = rotate(q.float(), cos, sin), rotate(k.float(), cos, sin).to(self._cache.dtype)
         keys, values = self._cache[:, :, layer, 0], self._cache[:, :, layer, 1]
-        keys[:, tile.blocks, tile.places] = k.transpose(0, 1)
-        values[:, tile.blocks, tile.places] = v.transpose(0, 1).to(self._cache.dtype)
-        out = attend(q.view(rows, heads, group, dim), keys, values, tile.tables, tile.positions)
+        keys[:, blocks, places] = k.transpose(0, 1)
+        values[:, blocks, places] = v.transpose(0, 1).to(self._cache.dtype)
+        out = attend(q.view(rows, heads, group, dim), keys, values, tables, positions)
         out = out.reshape(rows, heads * group * dim).to(x.dtype)
         return self._linear(out, f"{name}.self_attn.o_proj.weight")
 
-    def _mlp(self, name: str, x: torch.Tensor) -> torch.Tensor:
+    def _mlp(self, name: str, state: torch.Tensor) -> torch.Tensor:
+        x = self._norm(state, _after_attention(name))
         gate = self._linear(x, f"{name}.mlp.gate_proj.weight")
         up = self._linear(x, f"{name}.mlp.up_proj.weight")
         return self._linear(torch.nn.functional.silu(gate) * up, f"{name}.mlp.down_proj.weight")
@@ -144,6 +161,10 @@ class Stage:
             w1, w2, w3 = (self._weights[f"{at}.{w}.weight"] for w in ("w1", "w2", "w3"))
             total = total + expert_of(x, w1, w3, w2) * column
         return total
+
+
+def _after_attention(layer: str) -> str:
+    return f"{layer}.post_attention_layernorm.weight"
 
 
 def _everywhere(experts: int, device: torch.device) -> tuple[torch.Tensor, ...]:

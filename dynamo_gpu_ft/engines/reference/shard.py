@@ -17,6 +17,7 @@ from dynamo_gpu_ft.engines.reference.kv import Snapshots, make_cache, move_heads
 from dynamo_gpu_ft.engines.reference.messages import Load, Loaded, Recut
 from dynamo_gpu_ft.engines.reference.model import Stage
 from dynamo_gpu_ft.engines.reference.options import Options
+from dynamo_gpu_ft.engines.reference.pieces import pieces_for
 from dynamo_gpu_ft.engines.reference.rehearsal import NO_ROOMS, Rooms, rehearse, rooms_of
 from dynamo_gpu_ft.engines.reference.weights import ShardWeights
 from dynamo_gpu_ft.errors import GpuFtError, WeightsError
@@ -94,7 +95,7 @@ class Shard:
         self.cache = make_cache(
             self.shape, self.cut, options, self._dtype, self.device, rooms.cache
         )
-        self.stage = Stage(self.shape, self.cut, self.weights.tensors, self.cache)
+        self.stage = self._staged()
         self.not_protected = sources.keep(self.number, 1, self.weights) if order.keep else ""
         self.snapshots: Snapshots | None = None
         if options.config().snapshot:
@@ -112,6 +113,10 @@ class Shard:
             expected=order.expected or None,
             deadline_s=order.deadline_s,
         )
+
+    def _staged(self) -> Stage:
+        pieces = pieces_for(self.device, self._options.graphs)
+        return Stage(self.shape, self.cut, self.weights.tensors, self.cache, pieces)
 
     def _protect(self, engine_id: str) -> None:
         """Without KV snapshots the engine serves on: a loss then costs a recomputation."""
@@ -140,7 +145,7 @@ class Shard:
         self.cache = make_cache(self.shape, cut, self._options, self._dtype, self.device)
         lacking = move_heads(cache, before.heads, self.cache, cut.heads)
         self._seconds = time.monotonic() - began
-        self.stage = Stage(self.shape, cut, self.weights.tensors, self.cache)
+        self.stage = self._staged()
         if self.snapshots is not None:
             self.snapshots.hold(cut.heads, self.cache)
         return lacking
