@@ -20,6 +20,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     block       tokens of a KV block;  blocks: how many each rank has, the first belongs to nobody
     tile        rows that every product sees;  rows: most rows of a step (a prompt is prefilled in chunks of what is left)
     device      "cpu", or "cuda": device d of the ranks is CUDA's device d modulo their number
+    backend     of the ranks' communicators: "gloo", or "nccl" (on the CPU a simulated one: setting `nccl_library`)
     devices     how many there are for the ranks, spare ones included; 0: one for each shard
     threads     of a rank's arithmetic
     name        names the engine in its files; one live engine each
@@ -38,6 +39,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     tile: int = 8
     rows: int = 64
     device: str = "cpu"
+    backend: str = "gloo"
     devices: int = 0
     threads: int = 1
     name: str = "reference"

@@ -18,6 +18,7 @@ import torch
 
 from dynamo_gpu_ft import native
 from dynamo_gpu_ft.engines.reference import messages as say
+from dynamo_gpu_ft.engines.reference.backends import backend_of
 from dynamo_gpu_ft.engines.reference.faults import Faults
 from dynamo_gpu_ft.engines.reference.joint import Group, StageJoint
 from dynamo_gpu_ft.engines.reference.kv import Snapshots
@@ -32,7 +33,6 @@ from dynamo_gpu_ft.engines.reference.weights import view
 from dynamo_gpu_ft.health import heartbeat
 from dynamo_gpu_ft.recovery import processes
 from dynamo_gpu_ft.recovery.comm.base import CommError
-from dynamo_gpu_ft.recovery.comm.gloo import GlooBackend
 from dynamo_gpu_ft.recovery.comm.rendezvous import Rendezvous
 
 
@@ -51,9 +51,9 @@ class Rank:
         self._members: tuple[int, ...] = ()
         own = processes.this_process()
         self._owner = f"{own.pid}.{own.started}"
-        self._backend = GlooBackend(
+        self._backend = backend_of(
+            options,
             Rendezvous(f"file:{self._config.arena_dir}", f"{options.name}-{self._tag}"[:80]),
-            timeout_s=self._config.step_deadline_s,
         )
         self.group.touched = lambda: self._faults.at("collective")
         self._channel.send(say.Hello(pid=own.pid, started=own.started))
@@ -81,6 +81,8 @@ class Rank:
         self._watch(order.shard)
         self._busy(order.deadline_s)
         self._shard = Shard(order, self._options, self._sources, self._tag)
+        if self._shard.device.type == "cuda":  # NCCL takes the current one
+            torch.cuda.set_device(self._shard.device)
         self._idle()
         return self._shard.told()
 
