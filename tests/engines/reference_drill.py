@@ -78,6 +78,7 @@ class Drill:
         devices: int = 0,
         device: str = "cpu",
         backend: str = "gloo",
+        dtype: str = "float32",
         faults: bool = True,
         condemned: Mapping[int, str] = {},
         **settings: Any,
@@ -92,7 +93,7 @@ class Drill:
             **settings,
         }  # fmt: skip
         options = Options(
-            model=str(model), tp=tp, pp=pp, faults=faults, rows=32, name="drill", device=device, devices=devices, backend=backend,
+            model=str(model), tp=tp, pp=pp, faults=faults, rows=32, name="drill", device=device, devices=devices, backend=backend, dtype=dtype,
             settings=chosen,
         )  # fmt: skip
         self.engine = Engine(options, MemoryStore(), stream, condemned=condemned)

@@ -27,7 +27,7 @@ from dynamo_gpu_ft.engines.reference.model import Tile
 from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.engines.reference.rehearsal import CANARY as CANARY
 from dynamo_gpu_ft.engines.reference.sampling import draw
-from dynamo_gpu_ft.engines.reference.shard import Shard, Sources
+from dynamo_gpu_ft.engines.reference.shard import Shard, Sources, device_of
 from dynamo_gpu_ft.engines.reference.tiles import Rows, pack
 from dynamo_gpu_ft.engines.reference.weights import view
 from dynamo_gpu_ft.health import heartbeat
@@ -80,9 +80,12 @@ class Rank:
         self._faults.at("load")
         self._watch(order.shard)
         self._busy(order.deadline_s)
+        device = device_of(self._options, order.device)
+        if (
+            device.type == "cuda"
+        ):  # NCCL takes the current one; its context is made before loading is timed
+            torch.cuda.set_device(device)
         self._shard = Shard(order, self._options, self._sources, self._tag)
-        if self._shard.device.type == "cuda":  # NCCL takes the current one
-            torch.cuda.set_device(self._shard.device)
         self._idle()
         return self._shard.told()
 
