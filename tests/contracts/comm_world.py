@@ -19,11 +19,23 @@ LONG_S = 60.0
 
 
 def backend_of(name: str, folder: str, timeout_s: float) -> CommBackend:
-    """The back end `name` in this process."""
+    """The back end `name` in this process. "simulated:PATH" is NCCL over the simulated library at PATH, "old:PATH" without what came after
+    2.18."""
     from dynamo_gpu_ft.recovery.comm.gloo import GlooBackend
     from dynamo_gpu_ft.recovery.comm.torch_groups import TorchGroupBackend
 
     rendezvous = Rendezvous(f"file:{folder}", "test")
+    kind, _, path = name.partition(":")
+    if path:
+        from dynamo_gpu_ft.recovery.comm.nccl import NcclBackend
+        from dynamo_gpu_ft.recovery.comm.nccl_library import NcclLibrary
+        from dynamo_gpu_ft.recovery.comm.nccl_streams import HostStream
+
+        library = NcclLibrary(path)
+        if kind == "old":
+            library.features = frozenset()
+        stream = HostStream(library)
+        return NcclBackend(rendezvous, timeout_s=timeout_s, library=library, stream=stream)
     if name == "nccl":
         from dynamo_gpu_ft.recovery.comm.nccl import NcclBackend
 

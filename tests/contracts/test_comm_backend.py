@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -12,20 +13,31 @@ from pathlib import Path
 import pytest
 
 from dynamo_gpu_ft.recovery.comm.base import CommError, CommRevoked, CommTimeout
+from dynamo_gpu_ft.sim.nccl import build
 from tests.contracts.comm_world import Ranks
 
 pytest.importorskip("torch")
 
 REVOKE_S = 0.1
+NCCLS = ("simulated", "old")
 Start = Callable[..., Ranks]
 
 
-@pytest.fixture(params=["gloo", "torch"])
-def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Start]:
+#: "simulated" is NCCL over a simulated library, "old" the same without what came after NCCL 2.18.
+@pytest.fixture(params=["gloo", "torch", "simulated", pytest.param("old", marks=pytest.mark.long)])
+def kind(request: pytest.FixtureRequest) -> str:
+    if request.param in NCCLS and shutil.which("g++") is None:
+        pytest.skip("no g++ here")
+    return str(request.param)
+
+
+@pytest.fixture
+def start(kind: str, tmp_path: Path) -> Iterator[Start]:
     started: list[Ranks] = []
+    name = f"{kind}:{build.library()}" if kind in NCCLS else kind
 
     def begin(count: int, timeout_s: float = 60.0) -> Ranks:
-        started.append(Ranks(request.param, str(tmp_path), count, timeout_s))
+        started.append(Ranks(name, str(tmp_path), count, timeout_s))
         return started[-1]
 
     yield begin
@@ -58,13 +70,17 @@ def test_collectives_give_what_they_promise(start: Start, count: int) -> None:
 
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_a_killed_rank_ends_the_call_of_all_others_and_they_go_on_without_it(
-    start: Start, count: int
+    start: Start, kind: str, count: int
 ) -> None:
     ranks = start(count)
     ranks.make(1)
     loop_inside(ranks, list(range(count)))
     ranks.signal(count - 1, signal.SIGKILL)
     alive = list(range(count - 1))
+    if kind in NCCLS:
+        assert not ranks.pipes[0].poll(0.3), "nothing else than a revoke ends it"
+        for index in alive:
+            ranks.tell(index, "revoke")
     began = time.monotonic()
     for index in alive:
         # gloo tells it at once; who waits for a survivor that left already hears it from that one.
@@ -216,7 +232,11 @@ def test_a_rank_that_would_not_be_itself_after_shrinking_is_refused(start: Start
     assert isinstance(ranks.hear(0)[0], ValueError)
 
 
-def _sockets(pid: int) -> int:
+def _held(pid: int, kind: str) -> int:
+    """What communicators hold in a process: sockets, or memory and threads."""
+    if kind in NCCLS:
+        mapped = Path(f"/proc/{pid}/maps").read_text().count("/dev/shm/simulated-nccl-")
+        return mapped + len(list(Path(f"/proc/{pid}/task").iterdir()))
     found = 0
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(OSError):
@@ -224,17 +244,20 @@ def _sockets(pid: int) -> int:
     return found
 
 
-def test_many_epochs_leave_neither_sockets_nor_files_behind(start: Start, tmp_path: Path) -> None:
+def test_many_epochs_leave_neither_sockets_nor_files_behind(
+    start: Start, kind: str, tmp_path: Path
+) -> None:
     ranks = start(2)
     pid = ranks.processes[0].pid
-    before = _sockets(pid)
+    before = _held(pid, kind)
     for epoch in range(1, 9):
         assert ranks.make(epoch) == [None, None]
         assert ranks.all("reduce", 1.0) == [[2.0, 2.0]] * 2
-        assert _sockets(pid) > before
+        assert _held(pid, kind) > before
         ranks.all("abort")
     until = time.monotonic() + 5.0  # some of it is given back a moment later
-    while _sockets(pid) > before and time.monotonic() < until:
+    while _held(pid, kind) > before and time.monotonic() < until:
         os.sched_yield()
-    assert _sockets(pid) == before
+    assert _held(pid, kind) == before
+    assert not list(Path("/dev/shm").glob("simulated-nccl-*"))
     assert len(list(tmp_path.glob("*.rendezvous"))) == 1

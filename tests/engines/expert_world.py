@@ -144,7 +144,15 @@ class Drill:
     """One engine, used for many runs; `whole` brings every lost rank back behind a run."""
 
     def __init__(
-        self, model: Path, folder: Path, *, ep: int, slots: int, name: str = "ep", **changes: Any
+        self,
+        model: Path,
+        folder: Path,
+        *,
+        ep: int,
+        slots: int,
+        name: str = "ep",
+        backend: str = "gloo",
+        **changes: Any,
     ) -> None:
         self.events: list[Event] = []
         own = ("come_back", "scrub", "placement", "budget_bytes")
@@ -154,7 +162,7 @@ class Drill:
             "step_deadline_s": 15, "recovery_deadline_s": 60, "hang_after_s": 1.0, "hang_floor_s": 1.0, **changes,
         }  # fmt: skip
         options = Options(
-            model=str(model), ep=ep, slots=slots, faults=True, rows=16, blocks=64, name=name, settings=settings
+            model=str(model), ep=ep, slots=slots, faults=True, rows=16, blocks=64, name=name, backend=backend, settings=settings
         )  # fmt: skip
         self.engine = ExpertEngine(options, MemoryStore(), EventStream(self.events.append), **given)
 

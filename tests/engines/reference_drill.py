@@ -76,6 +76,9 @@ class Drill:
         pp: int = 1,
         standbys: int = 0,
         devices: int = 0,
+        device: str = "cpu",
+        backend: str = "gloo",
+        dtype: str = "float32",
         faults: bool = True,
         condemned: Mapping[int, str] = {},
         **settings: Any,
@@ -90,7 +93,8 @@ class Drill:
             **settings,
         }  # fmt: skip
         options = Options(
-            model=str(model), tp=tp, pp=pp, faults=faults, rows=32, name="drill", devices=devices, settings=chosen
+            model=str(model), tp=tp, pp=pp, faults=faults, rows=32, name="drill", device=device, devices=devices, backend=backend, dtype=dtype,
+            settings=chosen,
         )  # fmt: skip
         self.engine = Engine(options, MemoryStore(), stream, condemned=condemned)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from dynamo_gpu_ft.recovery.comm import nccl
 from dynamo_gpu_ft.recovery.comm.base import CommError, CommRevoked, CommTimeout, Seat
 from dynamo_gpu_ft.recovery.comm.nccl import NcclBackend, NcclComm, Note, way
 from dynamo_gpu_ft.recovery.comm.nccl_library import SINCE, NcclLibrary, shown
@@ -105,6 +106,8 @@ def test_no_set_of_notes_sends_ranks_into_a_shortcut_that_gives_them_other_ranks
 class Stream:
     """Done when told."""
 
+    device = "cpu"
+
     def __init__(self) -> None:
         self.done = threading.Event()
         self.done.set()
@@ -123,14 +126,20 @@ class Library:
         self.features, self.calls = frozenset(features), []
         self.looks, self.stuck, self.failing, self.error = 3, False, "", ""
         self.made = 0
+        self.simulated, self.null = False, False
+        self.ended: Callable[[], None] = lambda: None
 
     def call(self, name: str, *arguments: Any) -> None:
         self.calls.append(name)
+        if name in ("ncclCommAbort", "ncclCommRevoke"):
+            self.ended()
         if name == self.failing:
             raise CommError(f"{name}: of the test")
         if name in ("ncclCommInitRankConfig", "ncclCommShrink", "ncclCommGrow"):
             place = {"ncclCommInitRankConfig": 0, "ncclCommShrink": 3, "ncclCommGrow": 4}[name]
             self.made += 1
+            if self.null and name != "ncclCommInitRankConfig":
+                return
             arguments[place]._obj.value = 1000 + self.made  # behind byref
 
     def progress(self, comm: c_void_p) -> bool:
@@ -206,6 +215,40 @@ def test_a_call_that_never_ends_on_the_device_is_left_by_a_revoke(
     assert world.library.calls.count("ncclCommAbort") == 1
 
 
+@pytest.mark.parametrize("features", [(), ("revoke",)])
+def test_a_call_that_a_revoke_ended_on_the_device_is_not_taken_for_done(
+    tmp_path: Path, features: tuple[str, ...]
+) -> None:
+    world = World(tmp_path, *features)
+    comm = world.made()
+    world.stream.done.clear()
+    world.library.ended = world.stream.done.set  # the kernel leaves, and its event comes
+    looks = itertools.count()
+
+    def mark() -> Callable[[], bool]:
+        def done() -> bool:
+            if next(looks) == 0:
+                comm.revoke()
+            return world.stream.done.is_set()
+
+        return done
+
+    world.stream.mark = mark  # type: ignore[method-assign]
+    with pytest.raises(CommRevoked):
+        comm.all_reduce(torch.ones(3))
+
+
+def test_a_handle_that_comes_too_late_has_a_place_to_be_written_to(tmp_path: Path) -> None:
+    world = World(tmp_path, "shrink")
+    comm = world.made()
+    comm.seat = Seat("tp", 1, 0, 2, "1.1")
+    world.library.null = True
+    kept = len(nccl._PLACES)
+    with pytest.raises(CommTimeout):
+        world.backend.shrink(comm, [0], world.seat(3), Deadline.after(0.05))
+    assert len(nccl._PLACES) == kept + 1
+
+
 def test_a_call_that_takes_too_long_or_fails_says_so_and_breaks_the_communicator(
     tmp_path: Path,
 ) -> None:
@@ -215,7 +258,8 @@ def test_a_call_that_takes_too_long_or_fails_says_so_and_breaks_the_communicator
     with pytest.raises(CommTimeout, match="longer than"):
         comm.all_reduce(torch.ones(3))
     with pytest.raises(CommTimeout, match="broken by an earlier call"):
-        comm.barrier() if torch.cuda.is_available() else comm.all_reduce(torch.ones(3))
+        comm.barrier()
+    assert world.library.calls[-1] == "ncclCommAbort", "nothing goes on in the tensor behind it"
     other = World(tmp_path).made(2)
     library: Any = other._library
     library.error = "NCCL reports: remote process exited"

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dynamo_gpu_ft.engines.reference import backends, shape
 from dynamo_gpu_ft.engines.reference import messages as say
-from dynamo_gpu_ft.engines.reference import shape
 from dynamo_gpu_ft.engines.reference.adapter import Adapter
 from dynamo_gpu_ft.engines.reference.asking import GRACE_S
 from dynamo_gpu_ft.engines.reference.crew import Crew
@@ -59,6 +59,7 @@ class Driver(ABC):
     def __init__(self, options: Options) -> None:
         """Reads the checkpoint's shape; starts nothing. Raises `ConfigError`."""
         self.options, self.config = options, options.config()
+        backends.check(options)
         self.shape = shape.read(Path(options.model))
         self.failed = ""
         self._tag = f"{options.name}-{os.getpid()}-{next(_numbers)}"

@@ -208,6 +208,7 @@ class ReferenceGroup(Adapter):
         for shard, loaded in told.items():
             self._has(shard, loaded, cuts)
         self._copied([*told.values(), *survivors.values()])
+        self.facts["load_s"] = max((x.seconds for x in told.values()), default=0.0)
         self.facts["loads"] = {
             shard: (x.source, x.read, x.needed, x.refused) for shard, x in told.items()
         }

@@ -24,11 +24,15 @@ class Group:
         self._comms: dict[str, Comm] = {}
         self._revoked = 0
         self.widths: Sequence[int] = ()
+        self.on_device = (
+            False  # tensors go to the communicators as they are, not through host memory
+        )
         self.touched: Callable[[], None] = lambda: None
 
     def join(self, order: Join, backend: CommBackend, owner: str, vocab: Sequence[Range]) -> None:
         """Leaves the old communicators and makes those of `order`. Raises `CommError`."""
         self.leave()
+        self.on_device = backend.on_device
         deadline = Deadline.after(order.deadline_s)
         for place in order.places:
             seat = Seat(place.name, order.epoch, place.rank, place.size, owner)
@@ -62,7 +66,7 @@ class Group:
         comm = self._comms.get("stage")
         if comm is None:
             return part
-        first, *others = _gather(comm, part)
+        first, *others = self._gather(comm, part)
         for other in others:
             first = first + other
         return first
@@ -77,19 +81,26 @@ class Group:
             if part.shape[-1] == widest
             else torch.nn.functional.pad(part, (0, widest - part.shape[-1]))
         )
-        parts = _gather(comm, padded)
+        parts = self._gather(comm, padded)
         return torch.cat([p[..., :w] for p, w in zip(parts, self.widths, strict=True)], dim=-1)
 
     # -- between stages ------------------------------------------------------------------------------------------------
 
     def take(self, like: torch.Tensor, stage: int) -> torch.Tensor:
         """The hidden states of stage `stage`'s shard at our place."""
-        host = torch.empty(like.shape, dtype=like.dtype)
-        self._comms["pipe"].recv(host, stage)
-        return host.to(like.device)
+        taken = torch.empty_like(self._sendable(like))
+        self._comms["pipe"].recv(taken, stage)
+        return taken.to(like.device)
 
     def give(self, hidden: torch.Tensor, stage: int) -> None:
-        self._comms["pipe"].send(hidden.cpu().contiguous(), stage)
+        self._comms["pipe"].send(self._sendable(hidden), stage)
+
+    def _gather(self, comm: Comm, part: torch.Tensor) -> list[torch.Tensor]:
+        parts: list[torch.Tensor] = comm.all_gather(self._sendable(part))
+        return [each.to(part.device) for each in parts]
+
+    def _sendable(self, tensor: torch.Tensor) -> torch.Tensor:
+        return (tensor if self.on_device else tensor.cpu()).contiguous()
 
 
 class StageJoint:
@@ -97,12 +108,6 @@ class StageJoint:
 
     def __init__(self, group: Group) -> None:
         self.sum, self.join = group.sum, group.join_columns
-
-
-def _gather(comm: Comm, part: torch.Tensor) -> list[torch.Tensor]:
-    """Through host memory when the tensor is on a device and the communicator is gloo's."""
-    parts: list[torch.Tensor] = comm.all_gather(part.cpu().contiguous())
-    return [each.to(part.device) for each in parts]
 
 
 def seats(members: Mapping[int, int], tp: int, pp: int, shard: int) -> list[tuple[str, int, int]]:

@@ -18,6 +18,7 @@ import torch
 
 from dynamo_gpu_ft import native
 from dynamo_gpu_ft.engines.reference import messages as say
+from dynamo_gpu_ft.engines.reference.backends import backend_of
 from dynamo_gpu_ft.engines.reference.faults import Faults
 from dynamo_gpu_ft.engines.reference.joint import Group, StageJoint
 from dynamo_gpu_ft.engines.reference.kv import Snapshots
@@ -26,13 +27,12 @@ from dynamo_gpu_ft.engines.reference.model import Tile
 from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.engines.reference.rehearsal import CANARY as CANARY
 from dynamo_gpu_ft.engines.reference.sampling import draw
-from dynamo_gpu_ft.engines.reference.shard import Shard, Sources
+from dynamo_gpu_ft.engines.reference.shard import Shard, Sources, device_of
 from dynamo_gpu_ft.engines.reference.tiles import Rows, pack
 from dynamo_gpu_ft.engines.reference.weights import view
 from dynamo_gpu_ft.health import heartbeat
 from dynamo_gpu_ft.recovery import processes
 from dynamo_gpu_ft.recovery.comm.base import CommError
-from dynamo_gpu_ft.recovery.comm.gloo import GlooBackend
 from dynamo_gpu_ft.recovery.comm.rendezvous import Rendezvous
 
 
@@ -51,9 +51,9 @@ class Rank:
         self._members: tuple[int, ...] = ()
         own = processes.this_process()
         self._owner = f"{own.pid}.{own.started}"
-        self._backend = GlooBackend(
+        self._backend = backend_of(
+            options,
             Rendezvous(f"file:{self._config.arena_dir}", f"{options.name}-{self._tag}"[:80]),
-            timeout_s=self._config.step_deadline_s,
         )
         self.group.touched = lambda: self._faults.at("collective")
         self._channel.send(say.Hello(pid=own.pid, started=own.started))
@@ -80,6 +80,11 @@ class Rank:
         self._faults.at("load")
         self._watch(order.shard)
         self._busy(order.deadline_s)
+        device = device_of(self._options, order.device)
+        if (
+            device.type == "cuda"
+        ):  # NCCL takes the current one; its context is made before loading is timed
+            torch.cuda.set_device(device)
         self._shard = Shard(order, self._options, self._sources, self._tag)
         self._idle()
         return self._shard.told()

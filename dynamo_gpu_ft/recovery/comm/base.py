@@ -84,9 +84,11 @@ def never() -> bool:
 
 class CommBackend(Protocol):
     """Makes communicators. `shortcuts` names what is done by the library with resources of the old one ("shrink", "grow"); what is
-    not in it is a rebuild: a new communicator from nothing, with the same result."""
+    not in it is a rebuild: a new communicator from nothing, with the same result. `on_device`: tensors of a GPU go to it as they are;
+    else they have to be copied to host memory first."""
 
     name: str
+    on_device: bool
     shortcuts: frozenset[str]
 
     def make(self, seat: Seat, deadline: Deadline, give_up: Callable[[], bool] = never) -> Comm:
@@ -114,6 +116,7 @@ class Rebuilds:
     """`shrink` and `grow` for back ends without shortcuts."""
 
     shortcuts: frozenset[str] = frozenset()
+    on_device = False
 
     def make(self, seat: Seat, deadline: Deadline, give_up: Callable[[], bool] = never) -> Comm:
         raise NotImplementedError

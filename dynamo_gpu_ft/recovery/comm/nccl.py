@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from ctypes import byref, c_void_p
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -34,10 +34,13 @@ from dynamo_gpu_ft.recovery.comm.nccl_library import (
     NcclLibrary,
     UniqueId,
 )
+from dynamo_gpu_ft.recovery.comm.nccl_streams import CudaStream, Stream
 from dynamo_gpu_ft.recovery.comm.rendezvous import Rendezvous, all_there, notes, take
 from dynamo_gpu_ft.recovery.group.base import Deadline
 
 POLL_S = 0.0002
+_PLACES: list[c_void_p] = []
+"""Where the library may still write a handle that nobody waits for any more."""
 
 
 class Note(msgspec.Struct, frozen=True):
@@ -65,35 +68,12 @@ def way(notes: Sequence[Note]) -> str:
     return "grow" if behind and "grow" in can else "rebuild"
 
 
-class Stream(Protocol):
-    """The device's queue that collectives are put on."""
-
-    def pointer(self) -> int: ...
-
-    def mark(self) -> Callable[[], bool]:
-        """Says, whenever it is asked, whether all that was put on the stream before is done."""
-
-
-class CudaStream:
-    """torch's current stream of the current device."""
-
-    def pointer(self) -> int:
-        import torch
-
-        return int(torch.cuda.current_stream().cuda_stream)
-
-    def mark(self) -> Callable[[], bool]:
-        import torch
-
-        event = torch.cuda.Event()
-        event.record()
-        return event.query  # type: ignore[no-any-return]
-
-
 class NcclBackend:
-    """`timeout_s` is the longest collective. The device must be the current one of the calling thread."""
+    """`timeout_s` is the longest collective. The device must be the current one of the thread that makes a communicator or calls one;
+    `revoke` and `abort` come from any. Raises `CommError` where there is no NCCL, or a simulated one for tensors on a GPU."""
 
     name = "nccl"
+    on_device = True
 
     def __init__(
         self,
@@ -105,6 +85,8 @@ class NcclBackend:
     ) -> None:
         self._rendezvous, self._timeout_s = rendezvous, timeout_s
         self._library, self._stream = library or NcclLibrary(), stream or CudaStream()
+        if self._library.simulated and self._stream.device != "cpu":
+            raise CommError(f"the NCCL at {self._library.path} is a simulated one: it has no GPUs")
         self.shortcuts = frozenset({"shrink", "grow"}) & self._library.features
 
     def make(self, seat: Seat, deadline: Deadline, give_up: Callable[[], bool] = never) -> Comm:
@@ -166,7 +148,7 @@ class NcclComm:
         self._timeout_s = timeout_s
         self._handle = c_void_p()
         self._lock = threading.Lock()
-        self._revoked = False
+        self._revoked = self._freed = self._begun = False
         self._broken: CommError | None = None
 
     # ---- how it comes to be
@@ -235,6 +217,7 @@ class NcclComm:
 
     def _begin(self, name: str, *arguments: Any) -> None:
         with self._lock:
+            self._begun = True
             self._library.call(name, *arguments)
 
     def _settled(self, deadline: Deadline, give_up: Callable[[], bool]) -> None:
@@ -292,30 +275,37 @@ class NcclComm:
     def barrier(self) -> None:
         import torch
 
-        self.all_reduce(torch.zeros(1, device="cuda"))
+        self.all_reduce(torch.zeros(1, device=self._stream.device))
 
     # ---- the end
 
     def revoke(self) -> None:
         with self._lock:
             first, self._revoked = not self._revoked, True
-            if first and self._handle and "revoke" in self._library.features:
-                with contextlib.suppress(CommError):
-                    self._library.call("ncclCommRevoke", self._handle, 0)
-                    return
             if first:
-                self._abort()
+                self._free()
 
     def abort(self) -> None:
         with self._lock:
             self._revoked = True
             self._abort()
 
+    def _free(self) -> None:
+        """Ends what runs, by the way that leaves more of it: one that was revoked can still be shrunk."""
+        if self._handle and "revoke" in self._library.features and not self._freed:
+            self._freed = True
+            with contextlib.suppress(CommError):
+                self._library.call("ncclCommRevoke", self._handle, 0)
+                return
+        self._abort()
+
     def _abort(self) -> None:
         handle, self._handle = self._handle, c_void_p()
         if handle:
             with contextlib.suppress(CommError):
                 self._library.call("ncclCommAbort", handle)
+        elif self._begun:
+            _PLACES.append(handle)
 
     # ---- one call
 
@@ -341,13 +331,22 @@ class NcclComm:
         while not done():
             self._progress()
             self._may_go_on(end)
+        self._is_whole()
 
     def _may_go_on(self, end: Deadline) -> None:
-        if self._revoked:
-            raise CommRevoked(f"revoked in epoch {self.seat.epoch}")
+        """NOTE: who leaves a call gives its tensors away, so the library must have let go of them: behind a revoke that has returned."""
+        self._is_whole()
         if not end.left_s:
+            with self._lock:
+                self._free()
             raise CommTimeout(f"a collective took longer than {self._timeout_s:g} s")
         time.sleep(POLL_S)
+
+    def _is_whole(self) -> None:
+        """A call that was cut short by a revoke looks as one that is done."""
+        if self._revoked:
+            with self._lock:
+                raise CommRevoked(f"revoked in epoch {self.seat.epoch}")
 
     @contextlib.contextmanager
     def _call(self, name: str) -> Iterator[None]:

@@ -9,7 +9,7 @@ import contextlib
 import ctypes
 import importlib.util
 import os
-from ctypes import POINTER, byref, c_char, c_char_p, c_int, c_size_t, c_uint, c_void_p
+from ctypes import POINTER, byref, c_char, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ SINCE = {
     "suspend": ("ncclCommSuspend", 22907),
 }
 """What came after `OLDEST`: its symbol, and the version that has it first. Facts of NVIDIA's release notes; the symbols decide."""
+
+SIMULATED = "simulatedNcclDone"
+"""The one symbol that sim/nccl has beyond NCCL's: whether what was put on a stream is over."""
 
 
 class UniqueId(ctypes.Structure):
@@ -78,15 +81,21 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "ncclRecv": (c_void_p, c_size_t, c_int, c_int, c_void_p, c_void_p),
     "ncclGroupStart": (),
     "ncclGroupEnd": (),
+    SIMULATED: (c_void_p, POINTER(c_uint64)),
 }
 
 
 class NcclLibrary:
-    """`version` as NCCL codes it (23203 is 2.32.3); `features` are the keys of SINCE that it has. Raises `CommError` if there is none,
-    or one that is too old."""
+    """`version` as NCCL codes it (23203 is 2.32.3); `features` are the keys of SINCE that it has. `path` is a file; empty: the one of
+    torch's own packages, else the machine's. `simulated`: it has no GPU behind it, and is taken only where `path` names it.
+
+    Raises `CommError` if there is none, or one that is too old."""
 
     def __init__(self, path: str = "") -> None:
         self.path, self._library = _loaded(path)
+        self.simulated = getattr(self._library, SIMULATED, None) is not None
+        if self.simulated and not path:
+            raise CommError(f"the NCCL at {self.path} is a simulated one and was not asked for")
         for name, arguments in _SIGNATURES.items():
             function = getattr(self._library, name, None)
             if function is not None:
@@ -107,6 +116,10 @@ class NcclLibrary:
         status = getattr(self._library, name)(*arguments)
         if status not in (SUCCESS, IN_PROGRESS):
             raise CommError(f"{name}: {self._said(status)}")
+
+    def simulated_done(self, stream: c_void_p, mark: c_uint64) -> bool:
+        """With a mark of 0: sets it to what was put on the stream until now; False unless that is nothing. Else whether all of that is over."""
+        return bool(getattr(self._library, SIMULATED)(stream, byref(mark)))
 
     def progress(self, comm: c_void_p) -> bool:
         """True when nothing is in progress any more. Raises `CommError` for what went wrong meanwhile."""

@@ -31,6 +31,7 @@ class TorchGroupBackend(Rebuilds):
         if backend not in ("gloo", "nccl"):
             raise ValueError(f"no back end of torch.distributed that can be revoked: {backend!r}")
         self._rendezvous, self._backend, self._timeout_s = rendezvous, backend, timeout_s
+        self.on_device = backend == "nccl"
 
     def make(self, seat: Seat, deadline: Deadline, give_up: Callable[[], bool] = never) -> Comm:
         import torch.distributed as dist

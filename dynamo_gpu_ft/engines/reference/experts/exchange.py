@@ -16,10 +16,19 @@ _NOTE = 8  # bytes per row: slot and expert as int32
 
 
 class Exchange:
-    """Between `members`, the shards by comm rank; `comm` is None for one alone. `room`: most rows that one rank sends to another."""
+    """Between `members`, the shards by comm rank; `comm` is None for one alone. `room`: most rows that one rank sends to another;
+    `on_device`: rows go to it from where they lie, else through host memory."""
 
-    def __init__(self, comm: Comm | None, members: Sequence[int], own: int, room: int) -> None:
-        self._comm, self._room = comm, room
+    def __init__(
+        self,
+        comm: Comm | None,
+        members: Sequence[int],
+        own: int,
+        room: int,
+        *,
+        on_device: bool = False,
+    ) -> None:
+        self._comm, self._room, self._on_device = comm, room, on_device
         self._rank = {shard: rank for rank, shard in enumerate(members)}
         self._own = self._rank[own]
 
@@ -35,7 +44,7 @@ class Exchange:
         `answer` gets (slot, expert) of all rows that came here, and the rows. Blocks until all members take part; raises `CommError`."""
         size, hidden = len(self._rank), rows.shape[1]
         notes = torch.full((size, self._room, 2), -1, dtype=torch.int32)
-        sent = torch.zeros((size, self._room, hidden), dtype=rows.dtype)
+        sent = torch.zeros((size, self._room, hidden), dtype=rows.dtype, device=rows.device)
         filled, at = [0] * size, []
         for row, (shard, slot, expert) in enumerate(targets):
             rank = self._rank[shard]
@@ -45,7 +54,7 @@ class Exchange:
             sent[rank, place] = rows[row]
             at.append(rank * self._room + place)
         touched("dispatch")
-        came, asked = self._swap(sent, notes)
+        came, asked = self._swap(sent, notes.to(rows.device))
         flat = asked.view(-1, 2).tolist()
         there = [index for index, (slot, _) in enumerate(flat) if slot >= 0]
         answers = torch.zeros_like(came).view(-1, hidden)
@@ -66,9 +75,10 @@ class Exchange:
         packed = rows.reshape(size, -1).view(torch.uint8)
         if notes is not None:
             packed = torch.cat((notes.view(size, -1).view(torch.uint8), packed), dim=1)
-        packed = packed.contiguous()
+        packed = (packed if self._on_device else packed.cpu()).contiguous()
         came = torch.empty_like(packed)
         self._comm.all_to_all(came, packed)
+        came = came.to(rows.device)
         begin = 0 if notes is None else self._room * _NOTE
         told = came[:, :begin].contiguous().view(torch.int32).view(size, -1, 2)
         return came[:, begin:].contiguous().view(rows.dtype).view(rows.shape), told

@@ -62,7 +62,9 @@ class ExpertRank(rank.Rank):
         here.fence(order.epoch)
         answer = super()._join(order)
         room = self._options.tile * here.shape.chosen
-        here.stage.exchange = Exchange(self.group.comm("ep"), order.members, here.number, room)
+        here.stage.exchange = Exchange(
+            self.group.comm("ep"), order.members, here.number, room, on_device=self.group.on_device
+        )
         return answer
 
     def _refill(self, order: tell.Refill) -> None:
