@@ -85,9 +85,6 @@ class Config:
     health: bool = _key(True, "bool", "watch GPUs, driver, kernel log and steps")
     health_act: bool = _key(True, "bool", "restart on verdicts; off: only report them")
     health_library: str = _key("libnvidia-ml.so.1", "path", "NVML: another file is a simulated one")
-    nccl_library: str = _key(
-        "", "path", "NCCL for the reference engine's ranks; empty: torch's own; may be simulated"
-    )
     health_log: str = _key("", "path", "kernel log: a file or pipe; empty: /dev/kmsg; none: no log")
     health_devices: str = _key(
         "", "path", "GPUs by local rank, then spares; empty: CUDA's own: 0,1 or UUIDs"

@@ -152,6 +152,7 @@ class Drill:
         slots: int,
         name: str = "ep",
         backend: str = "gloo",
+        nccl_library: str = "",
         **changes: Any,
     ) -> None:
         self.events: list[Event] = []
@@ -162,7 +163,8 @@ class Drill:
             "step_deadline_s": 15, "recovery_deadline_s": 60, "hang_after_s": 1.0, "hang_floor_s": 1.0, **changes,
         }  # fmt: skip
         options = Options(
-            model=str(model), ep=ep, slots=slots, faults=True, rows=16, blocks=64, name=name, backend=backend, settings=settings
+            model=str(model), ep=ep, slots=slots, faults=True, rows=16, blocks=64, name=name, backend=backend, nccl_library=nccl_library,
+            settings=settings,
         )  # fmt: skip
         self.engine = ExpertEngine(options, MemoryStore(), EventStream(self.events.append), **given)
 

@@ -78,6 +78,7 @@ class Drill:
         devices: int = 0,
         device: str = "cpu",
         backend: str = "gloo",
+        nccl_library: str = "",
         dtype: str = "float32",
         faults: bool = True,
         condemned: Mapping[int, str] = {},
@@ -93,7 +94,7 @@ class Drill:
             **settings,
         }  # fmt: skip
         options = Options(
-            model=str(model), tp=tp, pp=pp, faults=faults, rows=32, name="drill", device=device, devices=devices, backend=backend, dtype=dtype,
+            model=str(model), tp=tp, pp=pp, faults=faults, rows=32, name="drill", device=device, devices=devices, backend=backend, nccl_library=nccl_library, dtype=dtype,
             settings=chosen,
         )  # fmt: skip
         self.engine = Engine(options, MemoryStore(), stream, condemned=condemned)

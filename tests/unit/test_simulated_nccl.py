@@ -202,12 +202,12 @@ def test_an_engine_says_why_it_cannot_have_a_back_end(library: NcclLibrary) -> N
 
     check(Options(model="m"))
     named = {"nccl_library": library.path}
-    check(Options(model="m", backend="nccl", settings=named))
+    check(Options(model="m", backend="nccl", **named))
     for options, why in (
         (Options(model="m", backend="mpi"), "one of gloo, nccl"),
         (Options(model="m", backend="nccl"), "no simulated NCCL is named"),
-        (Options(model="m", backend="nccl", device="cuda", settings=named), "is a simulated NCCL"),
-        (Options(model="m", backend="nccl", settings={"nccl_library": "/nowhere.so"}), "nowhere"),
+        (Options(model="m", backend="nccl", device="cuda", **named), "is a simulated NCCL"),
+        (Options(model="m", backend="nccl", nccl_library="/nowhere.so"), "nowhere"),
     ):
         with pytest.raises(ConfigError, match=why):
             check(options)

@@ -50,7 +50,7 @@ def backend_of(options: Options, rendezvous: Rendezvous) -> CommBackend:
 
 
 def _library(options: Options) -> NcclLibrary:
-    path = options.config().nccl_library
+    path = options.nccl_library
     if options.device == "cpu" and not path:
         raise _refused(options, "no simulated NCCL is named")
     try:
@@ -65,5 +65,5 @@ def _refused(options: Options, why: str) -> ConfigError:
         where=options.name,
         value={"device": options.device, "why": why},
         rule="a real NCCL for tensors on GPUs, a simulated one for the CPU",
-        remedy='backend="gloo", device="cuda", or nccl_library of `python -m dynamo_gpu_ft.sim.nccl.build`',
+        remedy='backend="gloo", device="cuda", or as nccl_library what `python -m dynamo_gpu_ft.sim.nccl.build` prints',
     )

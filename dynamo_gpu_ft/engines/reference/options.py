@@ -21,7 +21,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     tile        rows that every product sees;  rows: most rows of a step (a prompt is prefilled in chunks of what is left)
     device      "cpu", or "cuda": device d of the ranks is CUDA's device d modulo their number
     graphs      whether a CUDA device's steps are replayed as CUDA graphs, but for their sums and experts
-    backend     of the ranks' communicators: "gloo", or "nccl" (on the CPU a simulated one: setting `nccl_library`)
+    backend     of the ranks' communicators: "gloo" or "nccl";  nccl_library: its file, "": torch's own; on the CPU a simulated one
     devices     how many there are for the ranks, spare ones included; 0: one for each shard
     threads     of a rank's arithmetic
     name        names the engine in its files; one live engine each
@@ -42,6 +42,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     device: str = "cpu"
     graphs: bool = True
     backend: str = "gloo"
+    nccl_library: str = ""
     devices: int = 0
     threads: int = 1
     name: str = "reference"

@@ -1,4 +1,4 @@
-"""Compiles the simulated NCCL, once. Its path is for the setting `nccl_library`, and for nothing else: nobody finds it by its usual name."""
+"""Compiles the simulated NCCL, once. Its path is for `Options.nccl_library` of the reference engine, and for nothing else: nobody finds it by its usual name."""
 
 from __future__ import annotations
 
