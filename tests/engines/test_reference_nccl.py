@@ -15,6 +15,8 @@ torch = pytest.importorskip("torch")
 
 from dynamo_gpu_ft.cli.models import tiny_llama  # noqa: E402
 from dynamo_gpu_ft.engines.reference.driver import Engine  # noqa: E402
+from dynamo_gpu_ft.engines.reference.experts.exchange import Exchange  # noqa: E402
+from dynamo_gpu_ft.engines.reference.joint import Group  # noqa: E402
 from dynamo_gpu_ft.engines.reference.options import Options  # noqa: E402
 from dynamo_gpu_ft.errors import ConfigError  # noqa: E402
 from dynamo_gpu_ft.sim.nccl import build  # noqa: E402
@@ -85,6 +87,43 @@ def test_expert_parallel_ranks_go_on_without_one_that_was_lost_in_an_exchange(fo
             assert report.pids == dict.fromkeys({0, 1, 2, 3} - {shard}, True)
             drill.whole()
         expert_world.judge(oracle, drill.run(3), instant=True)
+
+
+class Seen:
+    """A communicator that notes where the tensors lie that it gets."""
+
+    def __init__(self) -> None:
+        self.places: list[str] = []
+
+    def all_gather(self, tensor: Any) -> list[Any]:
+        self.places.append(tensor.device.type)
+        return [tensor, tensor]
+
+    def all_to_all(self, out: Any, tensor: Any) -> None:
+        self.places += [out.device.type, tensor.device.type]
+
+    def send(self, tensor: Any, to: int) -> None:
+        self.places.append(tensor.device.type)
+
+    recv = send
+
+
+def test_tensors_go_to_nccl_from_where_they_lie_without_a_copy_in_host_memory() -> None:
+    group, seen, rows = (
+        Group(),
+        Seen(),
+        torch.ones(2, 4, device="meta"),
+    )  # a device, but for its memory
+    group._comms, group.on_device, group.widths = {"stage": seen, "pipe": seen}, True, [4, 4]  # type: ignore[dict-item]
+    assert group.sum(rows).device == group.take(rows, 0).device == rows.device
+    assert group.join_columns(rows).shape == (2, 8)
+    group.give(rows, 1)
+    exchange = Exchange(seen, [0, 1], 0, 1, on_device=True)  # type: ignore[arg-type]
+    assert exchange._swap(rows.view(2, 1, 4), None)[0].device == rows.device
+    assert seen.places == ["meta"] * 6
+    group.on_device = False
+    with pytest.raises(NotImplementedError, match="meta"):  # there is nothing to be copied
+        group.sum(rows)
 
 
 def test_an_engine_whose_ranks_cannot_have_the_back_end_does_not_begin_to_start(

@@ -2,7 +2,7 @@
 reference, a life under hostile bytes, everything at once from many threads,
 lanes that change hands between dying processes, a disk log that is appended to, read, collected and followed at once,
 watchers of a simulated NVML while it loses GPUs, sticks and storms,
-a kernel log of damaged lines, placements of experts against brute force.
+a kernel log of damaged lines, placements of experts against brute force, the simulated NCCL with calls cut short.
 
 They are built here with both digests; `make sanitize` (or GFT_SANITIZE=1) also runs them under ASan, UBSan and TSan.
 """
@@ -47,6 +47,7 @@ def test_the_programs_pass_with_the_digest_of_this_machine() -> None:
     assert "disk: ok" in out
     assert "watch: ok" in out
     assert "kernel_log: ok" in out
+    assert "collectives: ok" in out
     assert f"digest {test_placement_golden.PROGRAM}" in out
 
 
@@ -65,3 +66,4 @@ def test_the_programs_are_clean_under_the_sanitizers(request: pytest.FixtureRequ
     assert out.count("disk: ok") == 2
     assert out.count("watch: ok") == 2
     assert out.count("kernel_log: ok") == 2
+    assert out.count("collectives: ok") == 2
