@@ -140,7 +140,8 @@ def find(tag: str, variable: str = TAG_VARIABLE) -> list[Process]:
 
 
 def _stat(entry: Path) -> tuple[str, int]:
-    fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+    # A process may have any bytes for a name.
+    fields = (entry / "stat").read_text(errors="replace").rsplit(")", 1)[1].split()
     return fields[0], int(fields[19])
 
 

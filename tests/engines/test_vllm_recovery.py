@@ -110,7 +110,7 @@ def test_a_second_kill_while_starting_and_a_client_that_leaves_change_nothing_fo
     assert seen[scenario]["left_open"] == []
     assert not seen[scenario]["cancelled_was_resumed"]
     failed = [e for e in seen["events"] if e["event"] == "step_done" and not e["ok"]]
-    assert [e["step"] for e in failed] == ["start"]
+    assert [e["step"] for e in failed] == ["start"], failed
 
 
 def test_the_ledger_knows_that_nothing_is_open_at_the_end(seen: dict[str, Any]) -> None:

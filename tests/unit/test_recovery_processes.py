@@ -124,3 +124,23 @@ def test_a_step_that_succeeds_gives_its_result(value: object) -> None:
     result, seen = run(fine, 5.0)
     assert result == value
     assert seen[0].ok
+
+
+def test_a_process_is_found_and_ended_whatever_bytes_its_name_has() -> None:
+    tag = f"bytes-{os.getpid()}"
+    code = "import ctypes, sys; ctypes.CDLL(None).prctl(15, b'\\xff) \\xfe'); print('up', flush=True); sys.stdin.read()"
+    named = subprocess.Popen(
+        [sys.executable, "-S", "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, processes.TAG_VARIABLE: tag},
+    )
+    assert named.stdout is not None
+    named.stdout.readline()
+    assert [p.pid for p in processes.find(tag)] == [named.pid]
+    assert processes.end_all(tag, deadline_s=10) == []
+    assert named.wait(10) == -signal.SIGKILL
+    assert named.stdin is not None
+    named.stdin.close()
+    named.stdout.close()

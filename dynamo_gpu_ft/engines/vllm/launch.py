@@ -88,7 +88,12 @@ class Engine:
         left = processes.end_all(self.tag, deadline_s=deadline_s)
         if left:
             _log.warning("processes %s of the dead engine would not end", [p.pid for p in left])
-        self.core.shutdown(timeout=0)
+        try:
+            self.core.shutdown(timeout=0)
+        except (
+            Exception
+        ) as error:  # vLLM's own tidying up behind processes that are gone: no reason not to go on
+            _log.warning("vLLM's client of the dead engine: %s: %s", type(error).__name__, error)
         self.unlink_segments()
 
     def unlink_segments(self) -> None:
