@@ -16,6 +16,7 @@ PROMPTS = [prompt(1), prompt(2)]
 TWO_RANKS = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
 
 
+@pytest.mark.long
 def test_kv_moves_between_block_sizes_and_numbers_of_ranks(
     tiny_model: Path, tmp_path: Path, settings: Settings
 ) -> None:

@@ -51,6 +51,7 @@ def test_the_programs_pass_with_the_digest_of_this_machine() -> None:
     assert f"digest {test_placement_golden.PROGRAM}" in out
 
 
+@pytest.mark.long
 def test_the_programs_pass_without_xxhash_io_uring_and_codecs() -> None:
     out = make("plain", "DIGEST=crc32c", "WITHOUT=uring zstd lz4")
     assert "1 variants agree, xxHash absent" in out
