@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +24,6 @@ from tests.engines.reference_world import ThreadEngine, tiny_mixtral  # noqa: E4
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Not one for all tests: whoever is left behind in it would be found by the next."""
-    place = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    made = Path(tempfile.mkdtemp(prefix="gft-test-", dir=place))
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
-
-
 def over_nccl() -> dict[str, Any]:
     return {"backend": "nccl", "nccl_library": str(build.library())}
 
@@ -50,10 +38,10 @@ def alone() -> list[list[int]]:
 
 @pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2)])
 def test_tokens_are_the_same_and_a_rank_lost_in_a_collective_is_replaced(
-    folder: Path, alone: list[list[int]], tp: int, pp: int
+    memory_folder: Path, alone: list[list[int]], tp: int, pp: int
 ) -> None:
     how = {"tp": tp, "pp": pp, "standbys": 1, "arena_name": f"nccl{tp}"}
-    with Drill(tiny_llama(), folder, **how, **over_nccl()) as drill:
+    with Drill(tiny_llama(), memory_folder, **how, **over_nccl()) as drill:
         assert drill.run(1).tokens == alone
         for kind, shard in (("kill", 1), ("stop", 0)):
             report = drill.run(1, [Fault(kind, "collective", shard)])
@@ -66,19 +54,23 @@ def test_tokens_are_the_same_and_a_rank_lost_in_a_collective_is_replaced(
 
 
 def test_a_rank_lost_while_communicators_are_made_is_replaced_too(
-    folder: Path, alone: list[list[int]]
+    memory_folder: Path, alone: list[list[int]]
 ) -> None:
-    with Drill(tiny_llama(), folder, tp=2, arena_name="rebuild", **over_nccl()) as drill:
+    with Drill(tiny_llama(), memory_folder, tp=2, arena_name="rebuild", **over_nccl()) as drill:
         report = drill.run(1, [Fault("kill", "decode", 1), Fault("kill", "rebuild", 0)])
         assert not report.failed
         assert report.tokens == alone
         assert {death.shard for death in report.deaths} == {0, 1}
 
 
-def test_expert_parallel_ranks_go_on_without_one_that_was_lost_in_an_exchange(folder: Path) -> None:
-    model = tiny_mixtral(folder / "model", experts=8)
+def test_expert_parallel_ranks_go_on_without_one_that_was_lost_in_an_exchange(
+    memory_folder: Path,
+) -> None:
+    model = tiny_mixtral(memory_folder / "model", experts=8)
     oracle = expert_world.Oracle(model)
-    with expert_world.Drill(model, folder, ep=4, slots=4, name="nccl-ep", **over_nccl()) as drill:
+    with expert_world.Drill(
+        model, memory_folder, ep=4, slots=4, name="nccl-ep", **over_nccl()
+    ) as drill:
         expert_world.judge(oracle, drill.run(1), instant=True)
         for kind, point, shard in (("kill", "combine", 2), ("stop", "dispatch", 1)):
             report = drill.run(2, [expert_world.Fault(kind, point, shard)])
@@ -127,10 +119,10 @@ def test_tensors_go_to_nccl_from_where_they_lie_without_a_copy_in_host_memory() 
 
 
 def test_an_engine_whose_ranks_cannot_have_the_back_end_does_not_begin_to_start(
-    folder: Path,
+    memory_folder: Path,
 ) -> None:
-    settings = {"arena_dir": str(folder)}
+    settings = {"arena_dir": str(memory_folder)}
     for backend, why in (("mpi", "one of gloo, nccl"), ("nccl", "no simulated NCCL is named")):
         with pytest.raises(ConfigError, match=why):
             Engine(Options(model=str(tiny_llama()), backend=backend, settings=settings))
-    assert not list(folder.iterdir())
+    assert not list(memory_folder.iterdir())

@@ -5,9 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +34,6 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv("NCCL_MULTI_RANK_GPU_ENABLE", "1")
         monkeypatch.setenv("NCCL_MAX_CTAS", "2")
     return str(request.param)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    place = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    made = Path(tempfile.mkdtemp(prefix="gft-test-", dir=place))
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
 
 
 def wide_llama(folder: Path, *, layers: int = 8) -> Path:
@@ -109,13 +98,13 @@ def times(drill: Drill, begun: int) -> dict[str, float]:
 
 
 def test_tokens_are_those_of_the_cpu_and_a_survivor_keeps_all_that_it_has(
-    backend: str, folder: Path
+    backend: str, memory_folder: Path
 ) -> None:
     torch.set_num_threads(4)
     alone = ThreadEngine(tiny_llama())
     expected = [alone.generate(prompt, 24) for prompt in prompts(1)]
     how = {"tp": 2, "devices": 1, "device": "cuda", "backend": backend, "arena_name": "gpu"}
-    with Drill(tiny_llama(), folder, **how, **PATIENT) as drill:  # type: ignore[arg-type]
+    with Drill(tiny_llama(), memory_folder, **how, **PATIENT) as drill:  # type: ignore[arg-type]
         assert drill.run(1).tokens == expected
         for victim in (1, 0):
             survivor = drill.engine.crew.members[1 - victim].pid
@@ -132,10 +121,12 @@ def test_tokens_are_those_of_the_cpu_and_a_survivor_keeps_all_that_it_has(
             print(", ".join(f"{name} {s * 1e3:.1f} ms" for name, s in times(drill, begun).items()))
 
 
-def test_a_gigabyte_of_weights_is_refilled_beside_a_survivor(backend: str, folder: Path) -> None:
-    model = wide_llama(folder / "model")
+def test_a_gigabyte_of_weights_is_refilled_beside_a_survivor(
+    backend: str, memory_folder: Path
+) -> None:
+    model = wide_llama(memory_folder / "model")
     how = {"tp": 2, "devices": 1, "device": "cuda", "backend": backend, "arena_name": "wide", "dtype": "bfloat16"}  # fmt: skip
-    with Drill(model, folder, arena_bytes="256MiB", **how, **PATIENT) as drill:  # type: ignore[arg-type]
+    with Drill(model, memory_folder, arena_bytes="256MiB", **how, **PATIENT) as drill:  # type: ignore[arg-type]
         wanted = drill.run(1).tokens
         report = drill.run(1, [Fault("kill", "decode", 1)])
         assert not report.failed
