@@ -6,6 +6,7 @@ failed, fine. Every rank appends what it lived through to REPORT, one line "roun
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import os
 import signal
@@ -24,9 +25,9 @@ def fault(name: str, rank: Rank) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif name == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
+        stuck()  # whoever ends it wakes it first, and what is left of this work is done in no time
     elif name == "stuck":
-        while True:
-            signal.pause()
+        stuck()
     elif name == "crash":
         sys.exit(3)
     elif name == "exclude":
@@ -37,6 +38,11 @@ def fault(name: str, rank: Rank) -> None:
         sys.exit(5)
     elif name == "failed":
         raise RecoveryFailed("every restart was used up")
+
+
+def stuck() -> None:
+    while True:
+        signal.pause()
 
 
 def main(report: str, faults: list[str]) -> None:
@@ -64,6 +70,8 @@ def prepared(number: int) -> Callable[[], float]:
     import torch.distributed as dist
 
     dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
+    # A thread of gloo's that still runs when the process ends aborts it: "terminate called without an active exception".
+    atexit.register(dist.destroy_process_group)
 
     def step() -> float:
         ones = torch.ones(1)

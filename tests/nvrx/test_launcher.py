@@ -28,8 +28,9 @@ def test_a_killed_a_stopped_and_a_stuck_rank_are_each_replaced_and_the_job_ends_
         version=nvrx,
     )
     assert ended.status == 0, ended.said[-4000:]
-    assert ended.who("ready") == {(round_, rank) for round_ in range(4) for rank in range(2)}
-    assert ended.who("done") == {(3, 0), (3, 1)}
+    each = {(round_, rank) for round_ in range(4) for rank in range(2)}
+    assert ended.who("ready") == each, ended.said[-8000:]
+    assert ended.who("done") == {(3, 0), (3, 1)}, ended.said[-8000:]
     # The stopped rank was found by its silence, the stuck one by its section.
     assert "subsequent heartbeat" in ended.said
     assert re.search(r"'step' has been open|section", ended.said)
