@@ -230,7 +230,8 @@ def _serve(
 def _own_files() -> list[int]:
     """What this process was started with for itself: `asked`, and pipes whose other ends tell of its death."""
     kept = {0, 1, 2, resource_tracker._resource_tracker._fd}  # type: ignore[attr-defined]
-    return [file for file in range(256) if file not in kept and _is_open(file)]
+    found = sorted(int(file.name) for file in Path("/proc/self/fd").iterdir())
+    return [file for file in found if file not in kept and _is_open(file)]
 
 
 def _is_open(file: int) -> bool:
@@ -238,7 +239,7 @@ def _is_open(file: int) -> bool:
         os.fstat(file)
         return True
     except OSError:
-        return False
+        return False  # that one was of the listing itself
 
 
 def _call_itself(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -105,11 +106,12 @@ def test_a_child_can_take_a_title_with_another_environment_than_the_nursery_s(
 
 
 def test_a_killed_child_is_told_by_its_sentinel_and_its_signal(nursery: Nursery) -> None:
-    process, _, _ = born(nursery)
+    process, pipe, _ = born(nursery)  # whose pipe is closed ends of itself
     process.kill()
     assert wait([process.sentinel], WAIT_S) == [process.sentinel]
     process.join(WAIT_S)
     assert process.exitcode == -signal.SIGKILL
+    pipe.close()
 
 
 def test_children_leave_no_descriptors_to_each_other(nursery: Nursery) -> None:
@@ -134,6 +136,23 @@ def test_the_nursery_s_death_is_not_its_children_s(nursery: Nursery) -> None:
     pipe.send("end")
     process.join(WAIT_S)
     assert process.exitcode == 7
+
+
+def test_a_process_with_many_files_is_told_of_the_nursery_s_death_too() -> None:
+    """The other end of what tells of it has a high number then, and no child may hold it."""
+    with contextlib.ExitStack() as held:
+        for _ in range(300):
+            held.enter_context(open(os.devnull, "rb"))
+        made = Nursery(IMPORTED)
+        await_ready(made)
+    process, pipe, _ = born(made)
+    os.kill(made.pid, signal.SIGKILL)
+    assert wait([made._process.sentinel], WAIT_S)
+    assert process.is_alive()
+    pipe.send("end")
+    process.join(WAIT_S)
+    assert process.exitcode == 7
+    made.close()
 
 
 def test_a_stopped_nursery_is_given_up_and_can_be_ended(
