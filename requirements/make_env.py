@@ -24,12 +24,13 @@ from typing import IO, NoReturn
 PYTORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 TICK_S = 2.0  # nothing is silent for longer
 BUILD = ("setuptools", "pybind11")
-# System packages that the core is built without where they cannot be had, and what is different then.
+# System packages that are done without where they cannot be had, and what is different then.
 WITHOUT = {
     "libxxhash-dev": "the core is built with the CRC32C digest instead",
     "liburing-dev": "the disk log reads and writes by threads instead of io_uring",
     "libzstd-dev": "the disk log cannot compress with zstd",
     "liblz4-dev": "the disk log cannot compress with lz4",
+    "fiu-utils": "the tests that make system calls fail are skipped",
 }
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
@@ -122,7 +123,7 @@ def _install(
 
 
 def _system_packages(log: Path) -> None:
-    """g++, Python's headers and the libraries: installed where we may, required only where nothing works without."""
+    """g++, Python's headers, the libraries and what tests use: installed where we may, required only where nothing works without."""
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     there: dict[str, Callable[[], bool]] = {
         "g++": lambda: shutil.which("g++") is not None,
@@ -132,6 +133,7 @@ def _system_packages(log: Path) -> None:
         "liburing-dev": lambda: any(Path(d, "liburing.h").exists() for d in _include_folders()),
         "libzstd-dev": lambda: any(Path(d, "zstd.h").exists() for d in _include_folders()),
         "liblz4-dev": lambda: any(Path(d, "lz4.h").exists() for d in _include_folders()),
+        "fiu-utils": lambda: shutil.which("fiu-run") is not None,
     }
     missing = [name for name, check in there.items() if not check()]
     prefix = _root_prefix() if missing else None
