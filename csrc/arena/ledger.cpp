@@ -2,8 +2,10 @@
 // A record becomes readable by the release-store of its commit word; a compaction by that of the ledger word.
 #include "ledger.h"
 
+#include <signal.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstring>
 
 #include "ledger_words.h"
@@ -16,6 +18,13 @@ Word commit_word(uint8_t *at) { return Word(*reinterpret_cast<uint64_t *>(at)); 
 
 uint64_t half_pid(const Core &core, unsigned half) {
   return Word(core.control()->ledger_pid[half]).load(std::memory_order_relaxed);
+}
+
+// Who has the lock of a half beside the writer: who noted itself there, or the writer, stopped before it did so in a compaction.
+uint64_t holder_beside(const Core &core, unsigned writers) {
+  uint64_t noted = half_pid(core, 1 - writers);
+  bool there = noted && (kill(static_cast<pid_t>(noted), 0) == 0 || errno == EPERM);
+  return there ? noted : half_pid(core, writers);
 }
 
 }  // namespace
@@ -39,9 +48,8 @@ std::unique_ptr<Ledger> Ledger::open(std::shared_ptr<Core> core, bool takeover) 
     Half other = own(1 - word.half);
     if (!other.lock)
       fail(GFT_BUSY,
-           "process %llu, a former writer of the ledger of arena %s, is stopped but alive and could still touch "
-           "it; end it",
-           (unsigned long long)half_pid(*core, 1 - word.half), core->path());
+           "process %llu, a writer of the ledger of arena %s, is stopped but alive and could still touch it; end it",
+           (unsigned long long)holder_beside(*core, word.half), core->path());
     ledger->take_over(packed, std::move(other));
     return ledger;
   }

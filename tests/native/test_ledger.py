@@ -5,9 +5,11 @@ Damage is done to the file itself; what is read back must be whole records, a pr
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import random
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from door import code_of, core, token
 from test_writers import child_writer
 
 HALF = 1 << 15
+HALF_LOCKS = (1 << 60) + 16  # kLedgerLocks of csrc/arena/locks.h
+HALF_PIDS = 4096 + 144  # Control::ledger_pid of csrc/arena/format.h
 
 
 def contents(arena: Any) -> tuple[list[tuple[int, bytes]], str]:
@@ -132,6 +136,21 @@ def test_taking_over_twice_needs_the_first_stopped_writer_gone(arena: Any) -> No
     third = arena.open_ledger(takeover=True)
     third.append(1, b"third")
     assert contents(arena) == ([*records(4), (1, b"second"), (1, b"third")], "clean")
+
+
+@pytest.mark.parametrize("noted", [0, 2**30])
+def test_a_writer_stopped_before_it_noted_itself_is_named(arena: Any, noted: int) -> None:
+    """In a compaction, between the lock of the other half and the note of whose it is: nobody has noted itself there, or one who is gone."""
+    with child_writer(arena, token(), what="ledger") as child, open(arena.path, "r+b") as file:
+        assert child.ask("append") == "ok"
+        child.stop()
+        with mmap.mmap(file.fileno(), 0) as data:
+            assert struct.unpack_from("<QQ", data, HALF_PIDS) == (child.process.pid, 0)
+            struct.pack_into("<Q", data, HALF_PIDS + 8, noted)
+        lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, HALF_LOCKS + 1, 1, 0)
+        fcntl.fcntl(file.fileno(), fcntl.F_OFD_SETLK, lock)
+        with pytest.raises(core.CoreError, match=f"process {child.process.pid}, a writer"):
+            arena.open_ledger(takeover=True)
 
 
 def ledger_offset(arena: Any, marker: bytes) -> int:
