@@ -42,6 +42,7 @@ with Rank() as own:
             first = False
         if word.item():
             break
+dist.destroy_process_group()
 """
 WRAPPED = """
 import os, sys, time, torch, torch.distributed as dist
