@@ -241,9 +241,9 @@ class InPlace(Scenarios):
         await self.decoding(streams)
         for victim in victims:
             os.kill(victim, signal.SIGKILL)
+        while self.engine._group.status.standbys:  # before the streams end: the next one may be there by then
+            await asyncio.sleep(0.01)
         await asyncio.gather(*streams.values())
-        while self.engine._group.status.standbys:
-            await asyncio.sleep(0.05)
         await self.standbys_ready(1)
         return {**self.seen(streams), "victims": len(victims)}
 

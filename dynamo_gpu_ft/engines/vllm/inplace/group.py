@@ -61,6 +61,7 @@ class WorkerGroup:
         config = executor.config
         self._environment: dict[str, str] = {}
         self._told: set[int] = set()
+        self._standbys_told = 0
         self._abandoned = False
         self._judging = threading.Lock()  # answers on a line are one question's
         self._link = Link(self._ordered)
@@ -121,9 +122,8 @@ class WorkerGroup:
     def maintain(self) -> None:
         """Looks after the nursery and the standbys; on the watching thread, which lives as long as EngineCore, for they are tied to it."""
         self._executor.births.maintain()
-        before = self._standbys.ready()
         self._standbys.maintain()
-        if self._standbys.ready() != before:
+        if self.standbys() != self._standbys_told:
             self._tell_members()
 
     def _standby(self, ready: bool, took: float, what: str) -> None:
@@ -149,7 +149,8 @@ class WorkerGroup:
 
     def _tell_members(self) -> None:
         pids = {worker.rank: worker.proc.pid for worker in self._executor.workers}
-        self._link.send(Armed(pids, self.standbys(), self.epoch))
+        self._standbys_told = self.standbys()
+        self._link.send(Armed(pids, self._standbys_told, self.epoch))
 
     def judge_hang(self, reason: str) -> bool:
         """A step is overdue: condemns whoever holds it up; False if that cannot be told. Nobody does if it has ended by now. Blocks for
