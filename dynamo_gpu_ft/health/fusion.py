@@ -76,9 +76,7 @@ class Fusion:
         self._next = math.inf
         self._entries: dict[tuple[object, ...], Entry] = {}
         self._fresh: list[Entry] = []
-        self._moved = (
-            False  # an entry began earlier or means more than was known: it may belong elsewhere
-        )
+        self._moved = False  # an entry began earlier or means more than was known: regroup
         self._cases: list[Case] = []
         self._out: list[Incident] = []
 
@@ -118,7 +116,7 @@ class Fusion:
     def set_ranks(self, ranks: Sequence[Rank]) -> list[Incident]:
         """The engine's ranks are others from now on; open incidents may concern others too.
 
-        A rank whose process is no more hangs no more."""
+        A rank whose process is no more hangs no more, and with another process the group has other communicators."""
         stay = {(rank.shard, rank.pid) for rank in ranks}
         gone = {r.shard for r, _ in self._intake.ranks if (r.shard, r.pid) not in stay}
         self._intake.set_ranks(ranks)
@@ -128,6 +126,8 @@ class Fusion:
                     self._intake.sign(entry.known.number, rules.cure_key(entry.first), self._now)
                 self._intake.attribute(entry, entry.first)
             case.changed()
+            if gone and case.root.probe == "nccl" and not case.ended and not case.verdict.lasting:
+                case.end("recovered", max(self._now, case.last_at()))
         return self._answer()
 
     def deadline(self) -> float | None:
@@ -171,6 +171,10 @@ class Fusion:
         if entry is None:
             return False
         case: Case | None = entry.case
+        if entry.probe in ("step", "process"):
+            fine = self._intake.signs.get((entry.known.number, rules.cure_key(entry.first)))
+            if fine is not None and entry.last.at < fine <= reading.at:
+                return False  # a rank that was well in between hangs anew
         if case is not None:
             if case.ended_at is not None and reading.at > case.ended_at:
                 return False
@@ -188,12 +192,8 @@ class Fusion:
         return True
 
     def _answer(self) -> list[Incident]:
-        if (
-            self._fresh
-            or self._moved
-            or self._intake.signed
-            or any(case.touched for case in self._cases)
-        ):
+        changed = self._fresh or self._moved or self._intake.signed
+        if changed or any(case.touched for case in self._cases):
             self._regroup()
             self._tell()
             self._next = self._deadline()

@@ -17,7 +17,7 @@ from typing import Any
 import inplace_faults
 from recovery_scenarios import MAX_TOKENS, Scenarios, main_with
 
-from dynamo_gpu_ft.events import StepDone, decode
+from dynamo_gpu_ft.events import MemberDied, StepDone, decode
 from dynamo_gpu_ft.recovery import processes
 
 
@@ -241,7 +241,9 @@ class InPlace(Scenarios):
         await self.decoding(streams)
         for victim in victims:
             os.kill(victim, signal.SIGKILL)
-        while self.engine._group.status.standbys:  # before the streams end: the next one may be there by then
+        while (
+            self.engine._group.status.standbys
+        ):  # before the streams end: the next one may be there by then
             await asyncio.sleep(0.01)
         await asyncio.gather(*streams.values())
         await self.standbys_ready(1)
@@ -263,10 +265,12 @@ class InPlace(Scenarios):
 
     async def stalled(self) -> dict[str, Any]:
         """One worker stays in its step, alive and answering; the other one waits for it in a collective."""
+        before = self.count("MemberDied")
         seen = await self.lose(
             "stalled", 1, how=lambda pid: self.engine.collective_rpc("fault_stall", args=(1, 3))
         )
-        return {**seen, "why": [e.reason for e in self.events if type(e).__name__ == "MemberDied"]}
+        died = [e.reason for e in self.events if isinstance(e, MemberDied)]
+        return {**seen, "why": died[before:]}
 
     async def shared_memory(self) -> list[bool]:
         """For each rank, whether its collectives go through shared memory."""

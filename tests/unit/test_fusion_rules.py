@@ -289,6 +289,26 @@ def test_a_hang_ends_with_the_process_that_hung() -> None:
     assert fusion.set_ranks(anew) == []
 
 
+def test_communicators_end_with_a_process_of_the_group_and_a_hang_soon_after_is_another() -> None:
+    fusion, told = fused([step(0, State.FAILED, 0), step(0, State.FAILED, 1), nccl(0.3, 1)])
+    assert told[-1].name == "nccl 6"
+    fusion.tick(T0 + 1)
+    anew = [msgspec.structs.replace(RANKS[0], pid=4242), *RANKS[1:]]
+    assert {i.ended for i in fusion.set_ranks(anew)} == {"recovered"}
+    again = one(fusion.add(step(3, State.FAILED, 1)))
+    assert (again.name, again.version, again.id != told[-1].id) == ("hang", 1, True)
+
+
+def test_a_rank_that_was_well_in_between_hangs_anew_while_its_communicator_is_still_a_fault() -> (
+    None
+):
+    fusion, told = fused([step(0, State.FAILED, 1), nccl(0.3, 1), step(1, State.HEALTHY, 1)])
+    fusion.tick(T0 + 6)
+    again = one(fusion.add(step(8, State.FAILED, 1)))
+    assert (again.name, again.version, again.id != told[-1].id) == ("hang", 1, True)
+    assert [incident.name for incident in fusion.open()] == ["nccl 6", "hang"]
+
+
 def test_a_fault_of_somebody_elses_gpu_does_not_explain_the_engines_hang() -> None:
     ranks = RANKS[:2]
     found = settled([xid(0, 48, 5), step(0.5, State.FAILED, 1)], ranks=ranks)
