@@ -18,8 +18,8 @@ torch = pytest.importorskip("torch")
 
 from dynamo_gpu_ft.cli.models import tiny_moe  # noqa: E402
 from dynamo_gpu_ft.engines.reference import shape  # noqa: E402
-from dynamo_gpu_ft.engines.reference.experts.held import expert_bytes  # noqa: E402
 from dynamo_gpu_ft.engines.reference.experts.routes import Map  # noqa: E402
+from dynamo_gpu_ft.engines.reference.experts.slots import expert_bytes  # noqa: E402
 from dynamo_gpu_ft.events import StepDone  # noqa: E402
 from dynamo_gpu_ft.experts.ahead import uncovered  # noqa: E402
 from dynamo_gpu_ft.experts.base import Aim  # noqa: E402

@@ -15,7 +15,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from dynamo_gpu_ft.engines.reference.experts.held import expert_bytes  # noqa: E402
+from dynamo_gpu_ft.engines.reference.experts.slots import expert_bytes  # noqa: E402
 from dynamo_gpu_ft.engines.reference.sampling import Sampling  # noqa: E402
 from dynamo_gpu_ft.metrics import metrics  # noqa: E402
 from tests.engines.expert_world import Drill, Fault, prompts  # noqa: E402

@@ -80,11 +80,7 @@ class Rank:
         self._faults.at("load")
         self._watch(order.shard)
         self._busy(order.deadline_s)
-        device = device_of(self._options, order.device)
-        if (
-            device.type == "cuda"
-        ):  # NCCL takes the current one; its context is made before loading is timed
-            torch.cuda.set_device(device)
+        self._on(order.device)
         self._shard = Shard(order, self._options, self._sources, self._tag)
         self._idle()
         return self._shard.told()
@@ -205,6 +201,13 @@ class Rank:
         self._faults.arm(order)
 
     # -- details -------------------------------------------------------------------------------------------------------------
+
+    def _on(self, number: int) -> torch.device:
+        """The device of that number, the current one from now on: NCCL takes that, and its context is made before loading is timed."""
+        device = device_of(self._options, number)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        return device
 
     @property
     def _own(self) -> Shard:

@@ -19,11 +19,11 @@ from dynamo_gpu_ft.engines.reference.driving import Driver, Output
 from dynamo_gpu_ft.engines.reference.experts import messages as tell
 from dynamo_gpu_ft.engines.reference.experts.figures import Figures
 from dynamo_gpu_ft.engines.reference.experts.group import ExpertGroup
-from dynamo_gpu_ft.engines.reference.experts.held import expert_bytes
 from dynamo_gpu_ft.engines.reference.experts.mending import Mending
 from dynamo_gpu_ft.engines.reference.experts.planning import Planning
 from dynamo_gpu_ft.engines.reference.experts.repairs import homes
 from dynamo_gpu_ft.engines.reference.experts.routes import Map
+from dynamo_gpu_ft.engines.reference.experts.slots import expert_bytes
 from dynamo_gpu_ft.engines.reference.experts.traffic import Piece, Traffic
 from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.engines.reference.sampling import Sampling
@@ -245,13 +245,18 @@ def _start_map(model: shape.Shape, options: Options) -> Map:
 
 
 def _check(model: shape.Shape, options: Options, homes: Map) -> None:
-    good = model.experts and options.ep >= 1 and options.slots >= 1 and options.device == "cpu"
+    good = (
+        model.experts
+        and options.ep >= 1
+        and options.slots >= 1
+        and options.device in ("cpu", "cuda")
+    )
     if not good or homes.uncovered():
         raise ConfigError(
             "this engine cannot be expert parallel",
             where=options.name,
             value={"experts": model.experts, "ep": options.ep, "slots": options.slots, "device": options.device},
-            rule="a Mixtral, at least one slot for each expert, on the CPU",
+            rule="a Mixtral, at least one slot for each expert, on \"cpu\" or \"cuda\"",
             remedy=f"slots={-(-max(1, model.experts) // max(1, options.ep))} or more",
         )  # fmt: skip
 

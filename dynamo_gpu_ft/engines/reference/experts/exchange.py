@@ -43,18 +43,18 @@ class Exchange:
 
         `answer` gets (slot, expert) of all rows that came here, and the rows. Blocks until all members take part; raises `CommError`."""
         size, hidden = len(self._rank), rows.shape[1]
-        notes = torch.full((size, self._room, 2), -1, dtype=torch.int32)
-        sent = torch.zeros((size, self._room, hidden), dtype=rows.dtype, device=rows.device)
+        notes = torch.full((size * self._room, 2), -1, dtype=torch.int32)
+        sent = rows.new_zeros((size * self._room, hidden))
         filled, at = [0] * size, []
-        for row, (shard, slot, expert) in enumerate(targets):
+        for shard, _, _ in targets:
             rank = self._rank[shard]
-            place = filled[rank]
-            filled[rank] = place + 1
-            notes[rank, place, 0], notes[rank, place, 1] = slot, expert
-            sent[rank, place] = rows[row]
-            at.append(rank * self._room + place)
+            at.append(rank * self._room + filled[rank])
+            filled[rank] += 1
+        if at:
+            notes[at] = torch.tensor([target[1:] for target in targets], dtype=torch.int32)
+            sent[at] = rows
         touched("dispatch")
-        came, asked = self._swap(sent, notes.to(rows.device))
+        came, asked = self._swap(sent.view(size, -1, hidden), notes)
         flat = asked.view(-1, 2).tolist()
         there = [index for index, (slot, _) in enumerate(flat) if slot >= 0]
         answers = torch.zeros_like(came).view(-1, hidden)
@@ -68,17 +68,19 @@ class Exchange:
     def _swap(
         self, rows: torch.Tensor, notes: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Part i of both goes to rank i; one message for each peer."""
+        """Part i of both goes to rank i; one message for each peer. `notes` are in host memory, those that came where the message lies."""
         if self._comm is None:
             return rows, rows if notes is None else notes
         size = len(rows)
         packed = rows.reshape(size, -1).view(torch.uint8)
+        if not self._on_device:
+            packed = packed.cpu()
         if notes is not None:
-            packed = torch.cat((notes.view(size, -1).view(torch.uint8), packed), dim=1)
-        packed = (packed if self._on_device else packed.cpu()).contiguous()
-        came = torch.empty_like(packed)
+            told = notes.to(packed.device).view(size, -1).view(torch.uint8)
+            packed = torch.cat((told, packed), dim=1)
+        came = torch.empty_like(packed := packed.contiguous())
         self._comm.all_to_all(came, packed)
-        came = came.to(rows.device)
         begin = 0 if notes is None else self._room * _NOTE
         told = came[:, :begin].contiguous().view(torch.int32).view(size, -1, 2)
-        return came[:, begin:].contiguous().view(rows.dtype).view(rows.shape), told
+        back = came[:, begin:].to(rows.device).contiguous()
+        return back.view(rows.dtype).view(rows.shape), told

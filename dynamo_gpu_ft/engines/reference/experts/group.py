@@ -14,14 +14,15 @@ from dynamo_gpu_ft.engines.reference import messages as say
 from dynamo_gpu_ft.engines.reference.adapter import Adapter
 from dynamo_gpu_ft.engines.reference.crew import Crew, Process
 from dynamo_gpu_ft.engines.reference.experts import messages as tell
-from dynamo_gpu_ft.engines.reference.experts.held import expert_needs
 from dynamo_gpu_ft.engines.reference.experts.routes import Map
+from dynamo_gpu_ft.engines.reference.experts.slots import expert_needs
 from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.engines.reference.shape import Shape
 from dynamo_gpu_ft.errors import RecoveryFailed
 from dynamo_gpu_ft.recovery.group.base import Deadline, StandbyLost
 from dynamo_gpu_ft.recovery.group.plan import Plan
 from dynamo_gpu_ft.recovery.membership.base import Member, Membership
+from dynamo_gpu_ft.topology import Device
 
 
 class ExpertGroup(Adapter):
@@ -129,7 +130,7 @@ class ExpertGroup(Adapter):
         process.since = time.monotonic()
         process.send(
             tell.Hold(
-                shard=shard, fills=tuple(fills), keep=keep,
+                shard=shard, device=self._number(shard), fills=tuple(fills), keep=keep,
                 expected={n: d for n, d in self.manifest.items() if ".experts." not in n},
                 peers=self.tables(), deadline_s=limit_s,
             )
@@ -193,6 +194,13 @@ class ExpertGroup(Adapter):
         """(shard, layer, slot) that audits found not to be routable any more, once each."""
         found, self._damaged = self._damaged, []
         return found
+
+    def _number(self, shard: int) -> int:
+        """Of the device that the shard is on, for ever: without one of its own, it shares."""
+        return shard % (self._options.devices or self._options.ep)
+
+    def _device(self, shard: int) -> Device:
+        return Device(index=self._number(shard))
 
     def _coming(self, shards: Sequence[int]) -> dict[int, Process]:
         if lacking := [s for s in shards if s not in self.ready or s not in self.returning]:

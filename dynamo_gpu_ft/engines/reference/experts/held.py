@@ -13,66 +13,42 @@ from pathlib import Path
 import torch
 
 from dynamo_gpu_ft import native
-from dynamo_gpu_ft.engines.reference import needs, shape, split
+from dynamo_gpu_ft.engines.reference import shape, split
 from dynamo_gpu_ft.engines.reference.experts.messages import Fill, Held, Hold, Landed, Refill
 from dynamo_gpu_ft.engines.reference.experts.model import ExpertStage
+from dynamo_gpu_ft.engines.reference.experts.slots import (
+    SlotMemory,
+    expert_bytes,
+    expert_needs,
+    other_needs,
+)
 from dynamo_gpu_ft.engines.reference.faults import Faults
 from dynamo_gpu_ft.engines.reference.kv import make_cache
 from dynamo_gpu_ft.engines.reference.options import Options
-from dynamo_gpu_ft.engines.reference.shape import Shape
 from dynamo_gpu_ft.engines.reference.shard import DTYPES, Sources
 from dynamo_gpu_ft.engines.reference.weights import NAMES, ShardWeights, view
 from dynamo_gpu_ft.errors import GpuFtError, WeightsError
 from dynamo_gpu_ft.experts.records import Geometry
-from dynamo_gpu_ft.experts.rows import HostRows
 from dynamo_gpu_ft.experts.store import SlotStore
 from dynamo_gpu_ft.recovery.processes import this_process
 from dynamo_gpu_ft.recovery.weights import chain
 from dynamo_gpu_ft.recovery.weights.base import Need
 from dynamo_gpu_ft.recovery.weights.peer import Place, Table
 
-_ALIGN = 64
-
-
-def expert_needs(model: Shape, layer: int, expert: int) -> list[Need]:
-    at = f"model.layers.{layer}.block_sparse_moe.experts.{expert}"
-    wide, back = ((0, model.inner), (0, model.hidden)), ((0, model.hidden), (0, model.inner))
-    return [Need(f"{at}.w1.weight", wide), Need(f"{at}.w3.weight", wide), Need(f"{at}.w2.weight", back)]  # fmt: skip
-
-
-def other_needs(model: Shape) -> list[Need]:
-    """Everything but the experts."""
-    whole = split.even(model, 1, 1).cut(0)
-    return [need for need in needs.of(model, whole) if ".experts." not in need.tensor]
-
-
-def expert_bytes(model: Shape, dtype: torch.dtype) -> int:
-    """Of one slot: three tensors, each at a multiple of 64 bytes."""
-    return sum(_rounded(need, dtype) for need in expert_needs(model, 0, 0))
-
-
-def _rounded(need: Need, dtype: torch.dtype) -> int:
-    return -(-need.size(NAMES[dtype]) // _ALIGN) * _ALIGN
-
-
-def _room(size: int) -> torch.Tensor:
-    """Zeroed host memory that begins at a multiple of 64, with as much to spare behind `size`."""
-    raw = torch.zeros(size + 2 * _ALIGN, dtype=torch.uint8)
-    begin = -raw.data_ptr() % _ALIGN
-    return raw[begin : begin + size + _ALIGN]
-
 
 class Holding:
     """One rank's. Orders come from the main thread; the store's own lock keeps the refill thread apart from it."""
 
-    def __init__(self, order: Hold, options: Options, sources: Sources, faults: Faults) -> None:
+    def __init__(
+        self, order: Hold, options: Options, sources: Sources, faults: Faults, device: torch.device
+    ) -> None:
         self.number, self._sources, self._faults = order.shard, sources, faults
+        self.device = device
         self.shape = shape.read(Path(options.model))
         self._dtype, began = DTYPES[options.dtype], time.monotonic()
         give_up = began + order.deadline_s
         cut = split.even(self.shape, 1, 1).cut(0)
-        host = torch.device("cpu")
-        self.weights = ShardWeights(other_needs(self.shape), self._dtype, host)
+        self.weights = ShardWeights(other_needs(self.shape), self._dtype, device)
         loaded = chain.load(
             sources.ordered(order.peers), self.weights.needs, self.weights, self.weights.digest,
             expected=order.expected or None, deadline_s=order.deadline_s,
@@ -81,16 +57,14 @@ class Holding:
         geometry = Geometry(
             self.shape.layers, options.slots, options.slots + 1, expert_bytes(self.shape, self._dtype), order.shard
         )  # fmt: skip
-        self._image = _room(geometry.payload_bytes)
-        self.rows = HostRows(view(self._image), geometry)
-        self.store = SlotStore(geometry, self.rows)
-        self._tensors: dict[tuple[int, int], tuple[torch.Tensor, ...]] = {}
+        self.memory = SlotMemory(self.shape, self._dtype, geometry, device)
+        self.store = SlotStore(geometry, self.memory.rows)
         for fill in order.fills:
             landed = self._bring(fill, order.peers, 0, give_up)
             self.sources[landed.source] = self.sources.get(landed.source, 0) + 1
         for layer in range(self.shape.layers):
             self.store.commit(layer, 0)
-        self.cache = make_cache(self.shape, cut, options, self._dtype, host)
+        self.cache = make_cache(self.shape, cut, options, self._dtype, device)
         self.stage = ExpertStage(
             self.shape, cut, self.weights.tensors, self.cache,
             own=self.number, slots=options.slots, tile=options.tile, slot=self.slot,
@@ -120,19 +94,7 @@ class Holding:
         """The weights of a slot that holds `expert` and may be routed to now, else None."""
         if self.store.routable(layer)[slot] != expert:
             return None
-        return self._of_row(layer, self.store.row_of(layer)[slot])
-
-    def _of_row(self, layer: int, row: int) -> tuple[torch.Tensor, ...]:
-        key = (layer, row)
-        if key not in self._tensors:
-            size, found = self.store.geometry.expert_bytes, []
-            at = (layer * self.store.geometry.rows + row) * size
-            for need in expert_needs(self.shape, 0, 0):
-                data = self._image[at : at + need.size(NAMES[self._dtype])]
-                found.append(data.view(self._dtype).view(need.shape))
-                at += _rounded(need, self._dtype)
-            self._tensors[key] = tuple(found)
-        return self._tensors[key]
+        return self.memory.tensors(layer, self.store.row_of(layer)[slot])
 
     def scrub(self, count: int) -> list[tuple[int, int]]:
         """Digests the next `count` slots in turn, -1: all; what is damaged is not routable any more."""
@@ -149,7 +111,7 @@ class Holding:
         if landed:
             self._spoil_next.add((layer, slot))
         else:
-            self.rows.view(layer, self.store.row_of(layer)[slot])[5] ^= 1
+            self.memory.flip(layer, self.store.row_of(layer)[slot])
 
     # -- bringing experts ---------------------------------------------------------------------------------------------------
 
@@ -157,7 +119,7 @@ class Holding:
         """From the first source that has it with the right digests into a row that nobody is routed to. Raises `GpuFtError`."""
         began = time.monotonic()
         size = self.store.geometry.expert_bytes
-        room = _room(size)
+        room = self.memory.landing()
         wanted = expert_needs(self.shape, fill.layer, fill.expert)
         sink = ShardWeights(wanted, self._dtype, torch.device("cpu"), room)
         loaded = chain.load(
@@ -171,7 +133,7 @@ class Holding:
         self.digests.update(loaded.digests)
         if epoch and (fill.layer, fill.slot) in self._spoil_next:
             self._spoil_next.discard((fill.layer, fill.slot))
-            self.rows.view(fill.layer, row)[5] ^= 1
+            self.memory.flip(fill.layer, row)
         report = loaded.report
         return Landed(
             fill=fill,
@@ -252,13 +214,13 @@ class Holding:
                 if expert >= 0 and (layer, expert) not in seen:
                     seen.add((layer, expert))
                     each = expert_needs(self.shape, layer, expert)
-                    found += zip(each, self._of_row(layer, row), strict=True)
+                    found += zip(each, self.memory.tensors(layer, row), strict=True)
         return found
 
     def _keep(self) -> str:
         """The host copy of these experts, which outlives the process; of the rest of the model one rank's is enough."""
         dtype = NAMES[self._dtype]
-        kept = [(need, dtype, view(tensor)) for need, tensor in self._kept()]
+        kept = [(need, dtype, view(tensor.cpu())) for need, tensor in self._kept()]
         try:
             if self.number == 0:
                 kept += self.weights.kept()
@@ -267,8 +229,11 @@ class Holding:
             return str(error)
         return ""
 
-    def _table(self) -> Table:
-        """Where things lie now. An expert that moves later has other bytes there, or none, and its digest says so."""
+    def _table(self) -> Table | None:
+        """Where things lie now, for peers on this machine; None for what lies on a device. An expert that moves later has other bytes there, or
+        none, and its digest says so."""
+        if self.device.type != "cpu":
+            return None
         own, dtype = this_process(), NAMES[self._dtype]
         held = [(need, self.weights.tensors[need.tensor]) for need in self.weights.needs]
         places = tuple(

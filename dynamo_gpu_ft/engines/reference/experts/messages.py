@@ -42,10 +42,11 @@ class Landed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hold(_Message, frozen=True, kw_only=True):
-    """Become `shard`: the whole model but its experts, and those experts that `fills` say; none for one that comes back. `keep`: write what is held as host copy.
+    """Become `shard` on `device`: the whole model but its experts, and those experts that `fills` say; none for one that comes back. `keep`: write what is held as host copy.
     `expected`: digests of the other weights; empty at the first start. Answer: `Held`."""
 
     shard: int
+    device: int
     fills: tuple[Fill, ...]
     expected: dict[str, bytes] = {}
     peers: tuple[Table, ...] = ()

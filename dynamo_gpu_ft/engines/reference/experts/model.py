@@ -7,7 +7,7 @@ order of the experts, as the single process does.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import chain
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -76,34 +76,36 @@ class ExpertStage(Stage):
         assert self._router is not None
         gate[used:] = torch.nan  # rows that are not in use go nowhere and are not counted
         few = min(self._shape.chosen, self._many[layer])
-        chosen, slots, top, (error, affected, replaced) = self._router.route(
+        chosen, slots, top, results = self._router.route(
             gate, tables.logical[:, layer], tables.counts[:, layer], tables.index, few, tables.placement.width, first=self._own
         )  # fmt: skip
-        if wrong := int(error) & ~NOT_A_NUMBER:
+        (error, affected, replaced), places, experts = _read(
+            results, slots[:used].contiguous(), chosen[:used].contiguous()
+        )
+        if wrong := error & ~NOT_A_NUMBER:
             raise RuntimeError(f"the router mask met a map that cannot be: error word {wrong}")
         if self._many[layer] < self._shape.experts:
-            hit = used if few < self._shape.chosen else int(affected)  # nobody has all of its own
-            self.gap += router_gap(gate[:used], self._live[layer], hit, int(replaced))
+            hit = used if few < self._shape.chosen else affected  # nobody has all of its own
+            self.gap += router_gap(gate[:used], self._live[layer], hit, replaced)
         else:
             self.gap += Gap(used)
         shares = top.to(x.dtype)
-        answers = self._asked(name, x[:used], slots[:used].tolist(), chosen[:used].tolist())
-        total = torch.zeros_like(x)
+        answers = self._asked(name, x[:used], places, experts)
+        total, rows = torch.zeros_like(x), torch.arange(used, device=x.device)
         order = chosen[:used].argsort(dim=1)
         for place in range(chosen.shape[1]):
             at = order[:, place]
-            rows = torch.arange(used)
             total[:used] += answers[rows, at] * shares[rows, at][:, None]
         return total
 
     def _asked(
-        self, name: str, x: torch.Tensor, slots: Sequence[Sequence[int]], experts: Sequence[Sequence[int]]
-    ) -> torch.Tensor:  # fmt: skip
-        """Answers [rows, experts of a row, hidden]; zeros for a row with no experts, one whose logits are not numbers."""
-        flat = list(zip(chain.from_iterable(slots), chain.from_iterable(experts), strict=True))
-        there = [i for i, (slot, _) in enumerate(flat) if slot >= 0]
-        every = x.repeat_interleave(len(slots[0]), dim=0)
-        places = [(*divmod(flat[i][0], self._slots), flat[i][1]) for i in there]
+        self, name: str, x: torch.Tensor, slots: Sequence[int], experts: Sequence[int]
+    ) -> torch.Tensor:
+        """Answers [rows, experts of a row, hidden] of `slots` and `experts` [rows x experts of a row]; zeros for a row with no experts, one
+        whose logits are not numbers."""
+        there = [i for i, slot in enumerate(slots) if slot >= 0]
+        every = x.repeat_interleave(len(slots) // max(1, len(x)), dim=0)
+        places = [(*divmod(slots[i], self._slots), experts[i]) for i in there]
         answers = torch.zeros_like(every)
         answers[there] = self._swap(name, every[there], places)
         return answers.view(len(x), -1, x.shape[1])
@@ -132,3 +134,10 @@ class ExpertStage(Stage):
             return out
 
         return self.exchange.run(rows, places, answer, self.touched)
+
+
+def _read(*tensors: torch.Tensor) -> list[list[int]]:
+    """What is in small integer tensors, row after row: one wait for the device, and not one for each."""
+    flat = torch.cat([each.flatten().to(torch.int64) for each in tensors]).tolist()
+    ends = list(accumulate(each.numel() for each in tensors))
+    return [flat[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]

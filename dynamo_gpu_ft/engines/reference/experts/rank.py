@@ -39,14 +39,16 @@ class ExpertRank(rank.Rank):
         self._faults.at("load")
         self._watch(order.shard)
         self._busy(order.deadline_s)
-        self._holding = Holding(order, self._options, self._sources, self._faults)
+        device = self._on(order.device)
+        self._holding = Holding(order, self._options, self._sources, self._faults, device)
         self._holding.stage.touched = self._faults.at
         self._idle()
         return self._holding.told()
 
     def _routes(self, order: tell.Routes) -> None:
         if self._routing is None:
-            self._routing = Routing(order.placement, self._here.number)
+            here = self._here
+            self._routing = Routing(order.placement, here.number, str(here.device))
         self._routing.follow(order.placement, order.epoch)
         self._here.stage.follow(self._routing.tables)
 
@@ -128,7 +130,7 @@ class ExpertRank(rank.Rank):
 
     def _rows(self, rows: Rows) -> torch.Tensor:
         columns = (rows.tokens, rows.positions, rows.blocks, rows.places, rows.tables)
-        tile = Tile(*(torch.tensor(column) for column in columns))
+        tile = Tile(*(torch.tensor(column, device=self._here.device) for column in columns))
         return self._here.stage.rows(tile, rows.used, logits=bool(rows.draws))
 
     def _canary(self, order: say.Canary) -> say.Sang:
@@ -137,13 +139,13 @@ class ExpertRank(rank.Rank):
             raise CommError(f"canary of epoch {order.epoch} in epoch {self.group.epoch}")
         self._here.stage.begin()
         (rows,) = pack([rank.CANARY], self._options.tile, self._options.block)
-        logits = self._rows(rows)[0].contiguous()
+        logits = self._rows(rows)[0].cpu().contiguous()
         digest = native.load().digest(view(logits))
         return say.Sang(epoch=order.epoch, logits=digest, token=int(torch.argmax(logits)))
 
     def _describe(self, order: say.Describe) -> say.Described:
         here = self._here
-        chosen = here.cache[:, list(order.blocks)].contiguous()
+        chosen = here.cache[:, list(order.blocks)].cpu().contiguous()
         return say.Described(
             pid=os.getpid(),
             shard=here.number,

@@ -19,9 +19,11 @@ WIDTH = 8  # copies of one expert that rows take turns among
 class Routing:
     """`tables.holds` is the driver's map once its orders are obeyed; `foreseen`: number of the newest `foresee` that is done."""
 
-    def __init__(self, placement: Placement, own: int) -> None:
+    def __init__(self, placement: Placement, own: int, device: str = "cpu") -> None:
         width = min(WIDTH, placement.width)
-        self.tables = FailoverTables(placement, (), rank=own, width=width, room=placement.ranks)
+        self.tables = FailoverTables(
+            placement, (), rank=own, width=width, device=device, room=placement.ranks
+        )
         self.foreseen = 0
         self._behind: Behind[tuple[int, Prepared]] = Behind("failover-tables")
 
