@@ -81,10 +81,15 @@ class Scheduler:
             )
         self.waiting.append(request)
 
-    def plan(self) -> Plan | None:
-        """The next step: running requests first, oldest first, then new ones as far as rows and blocks reach. None when there is
-        nothing to do. When blocks run out, the youngest running request gives its own back and starts anew later."""
-        budget, pieces = self._rows, []
+    @property
+    def decoding(self) -> int:
+        """Requests with one token left to compute: those that a stream's reader waits for in every step."""
+        return sum(len(request.tokens) - request.computed == 1 for request in self.running)
+
+    def plan(self, rows: int | None = None) -> Plan | None:
+        """The next step: running requests first, oldest first, then new ones as far as rows (fewer, if given) and blocks reach. None when
+        there is nothing to do. When blocks run out, the youngest running request gives its own back and starts anew later."""
+        budget, pieces = self._rows if rows is None else min(rows, self._rows), []
         for request in list(self.running):
             if request in self.running and budget:
                 piece = self._piece(request, budget)

@@ -34,10 +34,22 @@ class ShardPlan(Plan):
         return sum(len(piece.tokens) for piece in self.pieces)
 
 
+def rows_of_a_step(ranks: Iterable[tuple[int, int]], tile: int) -> int | None:
+    """Most rows that a rank may compute in the next step, or None for as many as it likes; of each rank: (open requests, those that decode).
+
+    All ranks compute the same number of tiles, and who decodes gets a token only behind the last of them. So there are no more tiles than
+    those who decode need, and a row for who does not: a prompt that is prefilled beside them takes more steps, but no more tiles."""
+    ranks = list(ranks)
+    if not any(decoding for _, decoding in ranks):
+        return None
+    return tile * max(-(-(decoding + (requests > decoding)) // tile) for requests, decoding in ranks)
+
+
 class Traffic:
     """`history`: request -> what was computed of it, in order; kept until it is taken."""
 
     def __init__(self, options: Options, positions: int) -> None:
+        self._tile = options.tile
         self._schedulers = {
             shard: Scheduler(
                 blocks=options.blocks, block=options.block, rows=options.rows, positions=positions, snapshot=False, tails=False
@@ -68,9 +80,10 @@ class Traffic:
         return min(shards, key=lambda shard: (len(self._schedulers[shard].open), shard))
 
     def plan(self, shards: Iterable[int]) -> dict[int, ShardPlan]:
-        found = {}
-        for shard in shards:
-            plan = self._schedulers[shard].plan()
+        found, chosen = {}, {shard: self._schedulers[shard] for shard in shards}
+        room = rows_of_a_step([(len(s.open), s.decoding) for s in chosen.values()], self._tile)
+        for shard, scheduler in chosen.items():
+            plan = scheduler.plan(room)
             if plan is not None:
                 found[shard] = ShardPlan(plan.pieces, plan.sealed, plan.gone)
         return found
@@ -107,4 +120,4 @@ class Traffic:
         return [Output(request.id, None, reason) for request in ended]
 
 
-__all__ = ["Computed", "Mask", "Piece", "ShardPlan", "Traffic"]
+__all__ = ["Computed", "Mask", "Piece", "ShardPlan", "Traffic", "rows_of_a_step"]
