@@ -1,7 +1,7 @@
 """How soon tokens go on when a rank of the expert-parallel reference engine is killed: with copies, with a refill, and by a whole restart.
 
 All on the same model in the same run; the kill comes from a timer at any moment of a decode step. `smollm2` is SmolLM2-135M as a Mixtral
-of four experts, whose step takes half a second where four ranks share two cores: the target is two of its steps. A step prefills one tile.
+of four experts, whose step takes half a second where four ranks share two cores: the target is two of its steps.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from dynamo_gpu_ft.events import EventStream
 
 TARGET_S = 1.0
 RANKS = 4
-ROWS = 8  # the tile
 
 
 @dataclass
@@ -90,9 +89,8 @@ def _kills(
         "arena_dir": folder, "arena_name": f"bench-{way}", "snapshot": False, "max_restarts": 1000, "restart_window_s": 1.0, "start_timeout_s": 300,
         **settings,
     }  # fmt: skip
-    # Who decodes waits for one tile of what the lost rank's requests need again, and not for a chunk of eight.
     engine_options = EngineOptions(
-        model=str(model), ep=RANKS, slots=slots, rows=ROWS, name=f"bench-{way}", settings=chosen
+        model=str(model), ep=RANKS, slots=slots, name=f"bench-{way}", settings=chosen
     )
     lot, found = random.Random(0), []
     with ExpertEngine(engine_options, MemoryStore(), EventStream(), placement=placement) as engine:

@@ -6,7 +6,7 @@ It runs on the coordinator's thread while the driver waits. How ranks get what t
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dynamo_gpu_ft.engines.reference import messages as say
@@ -90,11 +90,15 @@ class Adapter(GroupAdapter):
     # -- for an engine's own -------------------------------------------------------------------------------------------------
 
     def _canary(self, epoch: int, deadline: Deadline) -> say.Sang:
-        """One canary step through all ranks: the same bits from each that has logits, and what `_like` asks of them. Raises `RecoveryFailed`."""
+        """One canary step through all ranks. Raises as `_heard` does."""
         songs = self._asking.ask(
             self._crew.members, say.Canary(epoch=epoch), say.Sang, deadline, lambda m: m.epoch == epoch, epoch
         )  # fmt: skip
-        heard = {song for song in songs.values() if song.logits}
+        return self._heard(epoch, songs.values())
+
+    def _heard(self, epoch: int, songs: Iterable[say.Sang]) -> say.Sang:
+        """What a canary step gave: the same bits from each rank that has logits, and what `_like` asks of them. Raises `RecoveryFailed`."""
+        heard = {song for song in songs if song.logits}
         first = next(iter(heard))
         known = self.song or first
         if len({song.logits for song in heard}) > 1 or not self._like(first, known):

@@ -26,7 +26,7 @@ from dynamo_gpu_ft.engines.reference.split import Cut
 from dynamo_gpu_ft.engines.reference.tiles import Piece, pack
 from dynamo_gpu_ft.engines.reference.weights import ShardWeights, room_for
 
-#: One known token, at a place in the cache that belongs to nobody.
+#: One known token, at a place in the cache that belongs to nobody else: the first of block 0 (see tiles.py).
 CANARY = Piece(request="canary", start=0, tokens=(1,), blocks=(0,), sampling=Sampling())
 
 

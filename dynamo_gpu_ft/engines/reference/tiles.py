@@ -40,7 +40,8 @@ class Rows:
 
 
 def pack(pieces: Sequence[Piece], tile: int, block: int) -> list[Rows]:
-    """The tiles of a step, each with exactly `tile` rows; unused rows are at position 0 of block 0."""
+    """The tiles of a step, each with exactly `tile` rows; unused rows are at position 0 of block 0, and write to its last place: the first
+    one is the canary's, which has its bits whatever else is in the tile."""
     tiles: list[Rows] = []
     for piece in pieces:
         for offset, token in enumerate(piece.tokens):
@@ -58,8 +59,9 @@ def pack(pieces: Sequence[Piece], tile: int, block: int) -> list[Rows]:
     for rows in tiles:
         rows.used = len(rows.tokens)
         unused = tile - rows.used
-        for column in (rows.tokens, rows.positions, rows.blocks, rows.places):
+        for column in (rows.tokens, rows.positions, rows.blocks):
             column += [0] * unused
+        rows.places += [block - 1] * unused
         rows.tables += [(0,)] * unused
         width = max(map(len, rows.tables))
         rows.tables = [(*table, *(0,) * (width - len(table))) for table in rows.tables]

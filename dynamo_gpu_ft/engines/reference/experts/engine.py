@@ -24,7 +24,8 @@ from dynamo_gpu_ft.engines.reference.experts.planning import Planning
 from dynamo_gpu_ft.engines.reference.experts.repairs import homes
 from dynamo_gpu_ft.engines.reference.experts.routes import Map
 from dynamo_gpu_ft.engines.reference.experts.slots import expert_bytes
-from dynamo_gpu_ft.engines.reference.experts.traffic import Piece, Traffic
+from dynamo_gpu_ft.engines.reference.experts.steps import Step, hurt, orders
+from dynamo_gpu_ft.engines.reference.experts.traffic import Piece, ShardPlan, Traffic
 from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.engines.reference.sampling import Sampling
 from dynamo_gpu_ft.engines.reference.shard import DTYPES
@@ -69,13 +70,16 @@ class ExpertEngine(Driver):
         self._figures = Figures(self.config, expert_bytes(self.shape, DTYPES[options.dtype]))
         self.traffic = Traffic(options, self.shape.positions)
         self.counts: Counter[tuple[int, int]] = Counter()  # rows by (layer, physical slot)
+        self._waiting: list[Output] = []  # for the next step to return
         self.gap = Gap()  # what masked routers have cost so far
         self.loads = Loads(self.shape.layers, self.shape.experts)
         self._begin(store, self._figures.heard_by(events or EventStream()))
 
     def _hire(self) -> None:
         self.crew = Crew(self.options, self._tag, tell.Reply)
-        self.group = ExpertGroup(self.options, self.shape, self.crew, self.homes)
+        self.group = ExpertGroup(
+            self.options, self.shape, self.crew, self.homes, scrub=self._scrub, riders=self._riders
+        )
         size = expert_bytes(self.shape, DTYPES[self.options.dtype])
         self.planning = Planning(self.homes.placement, size, self._budget_bytes, self.loads.decayed)
         self.mending = Mending(
@@ -96,12 +100,15 @@ class ExpertEngine(Driver):
         """On the rank with the fewest."""
         self.traffic.add(name, prompt, sampling, self.crew.members)
 
+    def _riders(self) -> dict[int, ShardPlan]:
+        return self.traffic.plan(self.crew.members, canary=True)
+
     def _end_requests(self, reason: str) -> list[Output]:
         return self.traffic.end_all(reason)
 
     @property
     def busy(self) -> bool:
-        return self.traffic.busy
+        return self.traffic.busy or bool(self._waiting)
 
     @property
     def covered(self) -> bool:
@@ -110,6 +117,9 @@ class ExpertEngine(Driver):
 
     def step(self) -> list[Output]:
         """As of every driver. What was refilled meanwhile becomes routable before it, a rank that is ready comes back."""
+        if self._waiting:
+            outputs, self._waiting = self._waiting, []
+            return outputs
         self.crew.look()
         if self.crew.lost:
             return self.recover()
@@ -128,26 +138,23 @@ class ExpertEngine(Driver):
             return []
         self._steps += 1
         number, epoch, members = self._steps, self.group.epoch, self.crew.members
-        rounds = max(-(-plan.rows // self.options.tile) for plan in plans.values())
-        for shard, process in members.items():
-            plan = plans.get(shard)
-            process.send(
-                tell.Forward(
-                    epoch=epoch, number=number, rounds=rounds, scrub=self._scrub,
-                    pieces=plan.pieces if plan else (), gone=plan.gone if plan else (),
-                )
-            )  # fmt: skip
+        for shard, order in orders(
+            members, plans, epoch=epoch, number=number, tile=self.options.tile, scrub=self._scrub
+        ).items():
+            members[shard].send(order)
         done = self._done(tell.Stepped)
         self.mending.heard({shard: answer.landed for shard, answer in done.items()})
         if len(done) < len(members):
             return self._step_lost(epoch)
-        hurt = {s: {*a.refused, *a.damaged} for s, a in done.items() if a.refused or a.damaged}
-        if hurt:
+        if found := hurt(done):
             # Rows may have met wrong bytes, or nothing: the same step is planned again, over the same blocks.
-            self.mending.damaged(hurt)
+            self.mending.damaged(found)
             return []
-        self._count(done)
-        return self.traffic.apply(plans, {k: v for a in done.values() for k, v in a.drawn.items()}, self.mending.mask)  # fmt: skip
+        return self._apply(Step(plans, done, self.mending.mask))
+
+    def _apply(self, step: Step) -> list[Output]:
+        self._count(step.answers)
+        return self.traffic.apply(step.plans, step.drawn, step.mask)
 
     def settle(self, limit_s: float) -> bool:
         """Without requests: goes on until nothing is being brought, nobody is on its way back, and all ranks have the maps of every next loss
@@ -156,9 +163,9 @@ class ExpertEngine(Driver):
         while time.monotonic() < until and not self.failed:
             self.crew.look()
             if self.crew.lost or not self.mending.advance() or not self.mending.poll():
-                self.recover()
+                self._waiting += self.recover()
             elif self._may_return():
-                self.recover(grow=True)
+                self._waiting += self.recover(grow=True)
             elif not self.mending.busy and not self.group.returning and self.mending.foreseen:
                 return True
             else:
@@ -191,11 +198,13 @@ class ExpertEngine(Driver):
 
     def recover(self, *, grow: bool = False) -> list[Output]:
         """Goes on without what is lost, or, with `grow`, takes in who is ready. Blocks at most `recovery_deadline_s` and a restart.
-        Returns the ends of requests if it failed."""
+        Returns the tokens of the step that validated it, and the ends of requests if it failed."""
         self.group.growing = grow
         outcome = self.coordinator.recover(self.crew.lost, grow=grow)
         self.group.growing = False
         if outcome.state is State.SERVING:
+            carried, self.group.carried = self.group.carried, None
+            outputs = self._apply(carried) if carried else []
             missing = set(range(self.options.ep)) - set(self.crew.members)
             self.traffic.move(missing, self.crew.members)
             self.mending.begin(owed=True)
@@ -203,7 +212,7 @@ class ExpertEngine(Driver):
                 with suppress(OSError):
                     for shard in missing:
                         self.bring_back(shard)
-            return []
+            return outputs
         return self._not_in_place(outcome)
 
     def restart(self) -> None:
@@ -245,18 +254,14 @@ def _start_map(model: shape.Shape, options: Options) -> Map:
 
 
 def _check(model: shape.Shape, options: Options, homes: Map) -> None:
-    good = (
-        model.experts
-        and options.ep >= 1
-        and options.slots >= 1
-        and options.device in ("cpu", "cuda")
-    )
+    good = model.experts and options.ep >= 1 and options.slots >= 1
+    good = good and options.device in ("cpu", "cuda") and options.block >= 2  # one for the canary
     if not good or homes.uncovered():
         raise ConfigError(
             "this engine cannot be expert parallel",
             where=options.name,
-            value={"experts": model.experts, "ep": options.ep, "slots": options.slots, "device": options.device},
-            rule="a Mixtral, at least one slot for each expert, on \"cpu\" or \"cuda\"",
+            value={"experts": model.experts, "ep": options.ep, "slots": options.slots, "device": options.device, "block": options.block},
+            rule="a Mixtral, at least one slot for each expert, on \"cpu\" or \"cuda\", blocks of at least two tokens",
             remedy=f"slots={-(-max(1, model.experts) // max(1, options.ep))} or more",
         )  # fmt: skip
 

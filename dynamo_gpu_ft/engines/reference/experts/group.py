@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from dynamo_gpu_ft.engines.reference import messages as say
 from dynamo_gpu_ft.engines.reference.adapter import Adapter
@@ -16,6 +16,8 @@ from dynamo_gpu_ft.engines.reference.crew import Crew, Process
 from dynamo_gpu_ft.engines.reference.experts import messages as tell
 from dynamo_gpu_ft.engines.reference.experts.routes import Map
 from dynamo_gpu_ft.engines.reference.experts.slots import expert_needs
+from dynamo_gpu_ft.engines.reference.experts.steps import Step, hurt, orders
+from dynamo_gpu_ft.engines.reference.experts.traffic import ShardPlan
 from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.engines.reference.shape import Shape
 from dynamo_gpu_ft.errors import RecoveryFailed
@@ -27,18 +29,23 @@ from dynamo_gpu_ft.topology import Device
 
 class ExpertGroup(Adapter):
     """`map` is what may be routed to now, `homes` what each rank held at the start; `manifest`: digest of every tensor of the model;
-    `facts`: "entries", shard -> entry of its failover tables that each survivor went on with."""
+    `carried`: what requests computed in the step that validated the last recovery; `facts`: "entries", shard -> entry of its failover tables that each survivor went on with."""
 
     manifest: dict[str, bytes]
 
-    def __init__(self, options: Options, shape: Shape, crew: Crew, homes: Map) -> None:
+    def __init__(
+        self, options: Options, shape: Shape, crew: Crew, homes: Map, *, scrub: int, riders: Callable[[], dict[int, ShardPlan]]
+    ) -> None:  # fmt: skip
+        """`riders`: what the members' requests would compute next, beside the canary."""
         super().__init__(options, shape, crew)
+        self.riders, self._scrub = riders, scrub
+        self.carried: Step | None = None
         self.homes = homes
         self.map = Map(homes.experts, homes.slots, homes.table)
         self.returning: dict[int, Process] = {}
         self.ready: dict[int, tell.Held] = {}
         self.growing = False
-        self._audits = 0
+        self._audits = self._songs = 0
         self._damaged: list[tuple[int, int, int]] = []
 
     # -- the contract ------------------------------------------------------------------------------------------------------
@@ -49,6 +56,7 @@ class ExpertGroup(Adapter):
 
     def quiesce(self, dead: frozenset[int], deadline: Deadline) -> None:
         """Before anything is planned, survivors send nothing to the dead any more: each by one write, if its tables foresaw the loss."""
+        self.carried = None
         for shard in dead:
             self.map.drop(shard)
         for shard, process in self._crew.members.items():
@@ -74,7 +82,7 @@ class ExpertGroup(Adapter):
         return self._enlisted()
 
     def validate(self, membership: Membership, deadline: Deadline) -> None:
-        self.sing(membership.epoch, deadline)
+        self.sing(membership.epoch, deadline, ride=True)
 
     def end(self) -> None:
         """Every process. Never raises."""
@@ -232,13 +240,17 @@ class ExpertGroup(Adapter):
         for process in self._crew.members.values():
             process.send(routes)
 
-    def sing(self, epoch: int, deadline: Deadline) -> None:
-        """One canary step: the same bits from all ranks, and, while every expert is covered, the same as at the start.
+    def sing(self, epoch: int, deadline: Deadline, *, ride: bool = False) -> None:
+        """One canary step: the same bits from all ranks, and, while every expert is covered, the same as at the start. With `ride` the requests'
+        next rows are in it, which costs nobody a step; its tokens are `carried`, and worth nothing until the canary was heard.
 
-        If they are not, every slot is digested; where that finds damage, the step is done again without the damaged slots."""
+        If the bits are not the same, every slot is digested; where that finds damage, the step is done again without the damaged slots."""
         while self.map.runnable:
+            plans = self.riders() if ride else {}
+            mask = self.map.uncovered()
             try:
-                song = self._canary(epoch, deadline)
+                answers = self._stepped(epoch, plans, deadline)
+                song = self._heard(epoch, [a.sang for a in answers.values() if a.sang])
             except RecoveryFailed:
                 before = self.map.placement
                 self._audit(deadline, digest=True)
@@ -246,9 +258,29 @@ class ExpertGroup(Adapter):
                     raise
                 self.send_routes()
                 continue
-            if self.song is None and not self.map.uncovered():
+            if self.song is None and not mask:
                 self.song = song
+            self.carried = Step(plans, answers, mask) if plans else None
             return
+
+    def _stepped(
+        self, epoch: int, plans: Mapping[int, ShardPlan], deadline: Deadline
+    ) -> dict[int, tell.Stepped]:
+        self._songs += 1
+        number, members = self._songs, self._crew.members
+        sent = orders(
+            members, plans, epoch=epoch, number=number, tile=self._options.tile, scrub=self._scrub, canary=True
+        )  # fmt: skip
+        for shard, order in sent.items():
+            members[shard].send(order)
+        answers: dict[int, tell.Stepped] = self._asking.answers(
+            members, tell.Stepped, deadline, {}, lambda m: (m.epoch, m.number) == (epoch, number), epoch
+        )  # fmt: skip
+        if found := hurt(answers):
+            raise RecoveryFailed(
+                "slots that the canary step asked are damaged", value=sorted(found.items())
+            )
+        return answers
 
     def _like(self, song: say.Sang, known: say.Sang) -> bool:
         return bool(self.map.uncovered()) or song.logits == known.logits

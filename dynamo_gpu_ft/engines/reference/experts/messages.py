@@ -78,8 +78,8 @@ class Foresee(_Message, frozen=True, kw_only=True):
 
 
 class Forward(_Message, frozen=True, kw_only=True):
-    """One step: `rounds` tiles together with all ranks, the first of them over one's own `pieces`; behind it, digest `scrub` slots (-1:
-    all that are routable). Answer: `Stepped`."""
+    """One step: `rounds` tiles together with all ranks, the first of them over one's own `pieces`, with `canary` behind the canary; behind it,
+    digest `scrub` slots (-1: all that are routable). Answer: `Stepped`."""
 
     epoch: int
     number: int
@@ -87,6 +87,7 @@ class Forward(_Message, frozen=True, kw_only=True):
     rounds: int
     gone: tuple[str, ...] = ()
     scrub: int = 0
+    canary: bool = False
 
 
 class Refill(_Message, frozen=True, kw_only=True):
@@ -140,7 +141,8 @@ class Held(_Message, frozen=True, kw_only=True):
 class Stepped(_Message, frozen=True, kw_only=True):
     """`drawn`: request -> token. `counts`: int32 [layers, slots], rows that one's experts computed. `refused`, `damaged`: (layer, slot) that rows
     were sent to but that is not routable, and slots whose bytes turned out wrong. With either, the step's results are void.
-    `gap`: (rows routed, rows one of whose experts was masked, sum of the router's divergence in nats), over all layers."""
+    `gap`: (rows routed, rows one of whose experts was masked, sum of the router's divergence in nats), over all layers. `sang`: of a step with
+    the canary, what that gave."""
 
     epoch: int
     number: int
@@ -150,6 +152,7 @@ class Stepped(_Message, frozen=True, kw_only=True):
     damaged: tuple[tuple[int, int], ...] = ()
     landed: tuple[Landed, ...] = ()
     gap: tuple[int, int, float] = (0, 0, 0.0)
+    sang: say.Sang | None = None
 
 
 class Committed(_Message, frozen=True, kw_only=True):
@@ -178,10 +181,10 @@ class Told(_Message, frozen=True, kw_only=True):
 
 
 Order = Union[
-    say.Join, say.Revoke, say.Fence, say.Canary, say.Describe, say.Arm,
+    say.Join, say.Revoke, say.Fence, say.Describe, say.Arm,
     Hold, Routes, Forward, Lose, Foresee, Refill, Commit, Audit, Tell, Spoil,
 ]  # fmt: skip
 Reply = Union[
-    say.Hello, say.Joined, say.Broken, say.Failed, say.Fenced, say.Sang, say.Described,
+    say.Hello, say.Joined, say.Broken, say.Failed, say.Fenced, say.Described,
     Held, Stepped, Committed, Audited, Told,
 ]  # fmt: skip

@@ -97,16 +97,24 @@ class ExpertRank(rank.Rank):
             raise CommError(f"step of epoch {order.epoch} in epoch {self.group.epoch}")
         self._faults.at("step")
         self._ways.look()
-        here, drawn = self._here, dict[str, int]()
+        here, drawn, sang = self._here, dict[str, int](), None
         here.stage.begin()
+        pieces = order.pieces
+        if order.canary:
+            self._faults.at("canary")
+            pieces = (rank.CANARY, *pieces)
         if self._beat is not None:
             tokens = order.rounds * self._options.tile
             self._beat.begin(heartbeat.step_class(tokens), order.number)
         try:
-            tiles = pack(order.pieces, self._options.tile, self._options.block)
+            tiles = pack(pieces, self._options.tile, self._options.block)
             for number in range(order.rounds):
                 if number < len(tiles):
-                    drawn |= self._own_round(tiles[number])
+                    rows = tiles[number]
+                    out = self._rows(rows)
+                    if order.canary and not number:
+                        sang = _song(order.epoch, out[0])
+                    drawn |= _drawn(rows, out)
                 else:
                     here.stage.attend_others()
         finally:
@@ -117,31 +125,13 @@ class ExpertRank(rank.Rank):
         return tell.Stepped(
             epoch=order.epoch, number=order.number, drawn=drawn, counts=here.stage.counts.numpy().tobytes(),
             refused=tuple(sorted(here.stage.refused)), damaged=tuple(damaged), landed=here.take_landed(),
-            gap=(here.stage.gap.tokens, here.stage.gap.affected, here.stage.gap.router_kl),
+            gap=(here.stage.gap.tokens, here.stage.gap.affected, here.stage.gap.router_kl), sang=sang,
         )  # fmt: skip
-
-    def _own_round(self, rows: Rows) -> dict[str, int]:
-        out, drawn = self._rows(rows), dict[str, int]()
-        for row, piece in rows.draws:
-            assert piece.sampling is not None
-            position = piece.start + len(piece.tokens)
-            drawn[piece.request] = draw(out[row], piece.sampling, piece.request, position)
-        return drawn
 
     def _rows(self, rows: Rows) -> torch.Tensor:
         columns = (rows.tokens, rows.positions, rows.blocks, rows.places, rows.tables)
         tile = Tile(*(torch.tensor(column, device=self._here.device) for column in columns))
         return self._here.stage.rows(tile, rows.used, logits=bool(rows.draws))
-
-    def _canary(self, order: say.Canary) -> say.Sang:
-        self._faults.at("canary")
-        if order.epoch != self.group.epoch:
-            raise CommError(f"canary of epoch {order.epoch} in epoch {self.group.epoch}")
-        self._here.stage.begin()
-        (rows,) = pack([rank.CANARY], self._options.tile, self._options.block)
-        logits = self._rows(rows)[0].cpu().contiguous()
-        digest = native.load().digest(view(logits))
-        return say.Sang(epoch=order.epoch, logits=digest, token=int(torch.argmax(logits)))
 
     def _describe(self, order: say.Describe) -> say.Described:
         here = self._here
@@ -166,6 +156,23 @@ class ExpertRank(rank.Rank):
         if self._holding is None:
             raise RuntimeError("this rank holds nothing yet")
         return self._holding
+
+
+def _drawn(rows: Rows, logits: torch.Tensor) -> dict[str, int]:
+    """Token of each request that draws one in this tile."""
+    drawn = {}
+    for row, piece in rows.draws:
+        if piece is not rank.CANARY:
+            assert piece.sampling is not None
+            position = piece.start + len(piece.tokens)
+            drawn[piece.request] = draw(logits[row], piece.sampling, piece.request, position)
+    return drawn
+
+
+def _song(epoch: int, logits: torch.Tensor) -> say.Sang:
+    host = logits.cpu().contiguous()
+    digest = native.load().digest(view(host))
+    return say.Sang(epoch=epoch, logits=digest, token=int(torch.argmax(host)))
 
 
 def main(sock: socket.socket, options: Options) -> int:

@@ -34,15 +34,19 @@ class ShardPlan(Plan):
         return sum(len(piece.tokens) for piece in self.pieces)
 
 
-def rows_of_a_step(ranks: Iterable[tuple[int, int]], tile: int) -> int | None:
+def rows_of_a_step(
+    ranks: Iterable[tuple[int, int]], tile: int, *, canary: bool = False
+) -> int | None:
     """Most rows that a rank may compute in the next step, or None for as many as it likes; of each rank: (open requests, those that decode).
 
     All ranks compute the same number of tiles, and who decodes gets a token only behind the last of them. So there are no more tiles than
-    those who decode need, and a row for who does not: a prompt that is prefilled beside them takes more steps, but no more tiles."""
-    ranks = list(ranks)
-    if not any(decoding for _, decoding in ranks):
+    those who decode need, and a row for who does not: a prompt that is prefilled beside them takes more steps, but no more tiles. The
+    `canary` takes a row of each rank, and is not waited for either."""
+    ranks, apart = list(ranks), int(canary)
+    if not canary and not any(decoding for _, decoding in ranks):
         return None
-    return tile * max(-(-(decoding + (requests > decoding)) // tile) for requests, decoding in ranks)
+    wanted = (decoding + (requests > decoding) + apart for requests, decoding in ranks)
+    return tile * max(-(-rows // tile) for rows in wanted) - apart
 
 
 class Traffic:
@@ -79,9 +83,11 @@ class Traffic:
     def _emptiest(self, shards: Iterable[int]) -> int:
         return min(shards, key=lambda shard: (len(self._schedulers[shard].open), shard))
 
-    def plan(self, shards: Iterable[int]) -> dict[int, ShardPlan]:
+    def plan(self, shards: Iterable[int], *, canary: bool = False) -> dict[int, ShardPlan]:
+        """Of those ranks that have anything to compute; `canary`: beside that. Changes no request until `apply`."""
         found, chosen = {}, {shard: self._schedulers[shard] for shard in shards}
-        room = rows_of_a_step([(len(s.open), s.decoding) for s in chosen.values()], self._tile)
+        counts = [(len(s.open), s.decoding) for s in chosen.values()]
+        room = rows_of_a_step(counts, self._tile, canary=canary)
         for shard, scheduler in chosen.items():
             plan = scheduler.plan(room)
             if plan is not None:
