@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,10 @@ class ThreadJoint:
             return torch.cat(self._all(part), dim=-1)
 
 
+def _thread(target: Callable[..., None], *args: Any) -> threading.Thread:
+    return threading.Thread(target=target, args=args)
+
+
 class ThreadEngine:
     """All shards of a split in one process, a thread per place, stages in turn: the arithmetic without processes.
 
@@ -186,11 +190,7 @@ class ThreadEngine:
             one = self.stages[stage * tp + place]
             results[place] = one.run(tile, joint.of(place), state, logits=logits)
 
-        made = (
-            self.world.thread
-            if self.world
-            else lambda *it: threading.Thread(None, it[0], None, it[1:])
-        )
+        made = self.world.thread if self.world else _thread
         threads = [made(run, place) for place in range(1, tp)]
         for thread in threads:
             thread.start()

@@ -116,7 +116,8 @@ class SimulatedDevice:
         """One operation. Raises RuntimeError for a mixture that CUDA does not take."""
         name, given, kwargs = func._schema.name, list(tensors_of(func, args, kwargs)), {**kwargs}
         own = [each.tensor for each in given if isinstance(each.tensor, SimulatedTensor)]
-        on = self._device_of_result(name, [each.tensor for each in given], own, kwargs)
+        asked = [e for e in trees.tree_leaves((args, kwargs)) if isinstance(e, torch.device)]
+        on = _device_of_result(name, [each.tensor for each in given], own, asked)
         if kwargs.pop("pin_memory", None) or name == "aten::_pin_memory":
             if on.type == TYPE:
                 raise RuntimeError("Only dense CPU tensors can be pinned")
@@ -151,12 +152,12 @@ class SimulatedDevice:
             raise NotImplementedError(f"{name}: a simulated tensor does not change its shape")
         return results
 
-    def _device_of_result(
-        self, name: str, given: list[torch.Tensor], own: list[Any], kwargs: dict[str, Any]
-    ) -> torch.device:
-        asked = kwargs.get("device")
-        if asked is not None:
-            return torch.device(TYPE, asked.index or 0) if asked.type == TYPE else asked
-        if given and (name in INDEXING or name in COPIES or not own):
-            return given[0].device
-        return own[0].device if own else torch.device("cpu")
+
+def _device_of_result(
+    name: str, given: list[torch.Tensor], own: list[torch.Tensor], asked: list[torch.device]
+) -> torch.device:
+    if asked:
+        return torch.device(TYPE, asked[0].index or 0) if asked[0].type == TYPE else asked[0]
+    if name in INDEXING or name in COPIES:
+        return given[0].device
+    return own[0].device if own else torch.device("cpu")
