@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from dynamo_gpu_ft.engines.reference.sampling import Sampling, draw
 from dynamo_gpu_ft.engines.reference.tiles import Piece, pack
 from dynamo_gpu_ft.engines.reference.weights import ShardWeights
 from dynamo_gpu_ft.recovery.weights.slices import SliceSource
+from tests.engines.simulated_device import SimulatedDevice
 
 TILE, BLOCK = 8, 16
 
@@ -116,8 +117,14 @@ class ThreadJoint:
             return torch.cat(self._all(part), dim=-1)
 
 
+def _thread(target: Callable[..., None], *args: Any) -> threading.Thread:
+    return threading.Thread(target=target, args=args)
+
+
 class ThreadEngine:
-    """All shards of a split in one process, a thread per place, stages in turn: the arithmetic without processes."""
+    """All shards of a split in one process, a thread per place, stages in turn: the arithmetic without processes.
+
+    With a `world`, all tensors are on its device; who makes and calls this is `here`."""
 
     def __init__(
         self,
@@ -128,14 +135,16 @@ class ThreadEngine:
         blocks: int = 64,
         cuts: split.Split | None = None,
         capture: Capture | None = None,
+        world: SimulatedDevice | None = None,
     ) -> None:
+        self.world, self.device = world, world.device if world else torch.device("cpu")
         self.shape = shape.read(folder)
         self.split = cuts or split.even(self.shape, tp, pp)
         source = SliceSource(folder)
         self.stages, self.caches, self.pieces = [], [], []
         for shard in range(self.split.shards):
             cut = self.split.cut(shard)
-            weights = ShardWeights(needs.of(self.shape, cut), torch.float32, torch.device("cpu"))
+            weights = ShardWeights(needs.of(self.shape, cut), torch.float32, self.device)
             source.load(weights.needs, weights, 60.0)
             size = (
                 cut.heads[1] - cut.heads[0],
@@ -145,7 +154,7 @@ class ThreadEngine:
                 BLOCK,
                 self.shape.head_dim,
             )
-            self.caches.append(torch.zeros(size))
+            self.caches.append(torch.zeros(size, device=self.device))
             self.pieces.append(Pieces(capture))
             self.stages.append(
                 Stage(self.shape, cut, weights.tensors, self.caches[-1], self.pieces[-1])
@@ -156,7 +165,7 @@ class ThreadEngine:
         for rows in pack(pieces, tile, BLOCK):
             packed = Tile(
                 *(
-                    torch.tensor(c)
+                    torch.tensor(c, device=self.device)
                     for c in (rows.tokens, rows.positions, rows.blocks, rows.places, rows.tables)
                 )
             )
@@ -181,7 +190,8 @@ class ThreadEngine:
             one = self.stages[stage * tp + place]
             results[place] = one.run(tile, joint.of(place), state, logits=logits)
 
-        threads = [threading.Thread(target=run, args=(place,)) for place in range(1, tp)]
+        made = self.world.thread if self.world else _thread
+        threads = [made(run, place) for place in range(1, tp)]
         for thread in threads:
             thread.start()
         run(0)
