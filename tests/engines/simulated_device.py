@@ -125,9 +125,8 @@ class SimulatedDevice:
                 return args[0].clone()
         if not own and on.type != TYPE:
             return func(*args, **kwargs)
-        with (
-            self.here()
-        ):  # what is made of others comes in parts, as it does outside of inference mode
+        # What is made of other operations comes in those, in inference mode as outside of it.
+        with self.here():
             parts = func.decompose(*args, **kwargs)
         if parts is not NotImplemented:
             return parts
