@@ -125,9 +125,8 @@ class SimulatedDevice:
                 return args[0].clone()
         if not own and on.type != TYPE:
             return func(*args, **kwargs)
-        with (
-            self.here()
-        ):  # what is made of others comes in parts, as it does outside of inference mode
+        # What is made of other operations comes in those, in inference mode as outside of it.
+        with self.here():
             parts = func.decompose(*args, **kwargs)
         if parts is not NotImplemented:
             return parts
@@ -138,13 +137,9 @@ class SimulatedDevice:
             if "device" in kwargs:
                 kwargs["device"] = torch.device("cpu")
         self.transfers.count(func, given, on, kwargs)
-        same = {id(each.tensor): each.tensor for each in given if each.on_host}
-        same |= {id(each.inner): each for each in own}
 
-        def outward(found: torch.Tensor) -> torch.Tensor:
-            if on.type != TYPE or id(found) in same:
-                return same.get(id(found), found)
-            return SimulatedTensor(found, on, self)
+        def outward(found: torch.Tensor) -> torch.Tensor:  # torch itself returns what is written to
+            return SimulatedTensor(found, on, self) if on.type == TYPE else found
 
         args, kwargs = trees.tree_map_only(SimulatedTensor, lambda each: each.inner, (args, kwargs))
         results = trees.tree_map_only(torch.Tensor, outward, func(*args, **kwargs))

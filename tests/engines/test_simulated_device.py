@@ -109,6 +109,7 @@ ONE_WAY: dict[str, Operation] = {
     "out is a host number": lambda h, d: torch.add(d.n, 1, out=h.n),
     "matrix product with a host bias": lambda h, d: torch.addmm(h.x[:, :1], d.x, d.y.t()),
     "equal to a host number": lambda h, d: torch.equal(d.n, h.n),
+    "two host numbers": lambda h, d: torch.addcmul(d.x, h.n, h.n),
     "stack with a host number": lambda h, d: torch.stack([d.n, h.n]),
     "masked by a host number": lambda h, d: d.x.masked_fill(h.n > 0, 1.0),
 }
@@ -209,6 +210,15 @@ def test_put_by_index_takes_host_indices_and_one_host_number(world: SimulatedDev
     assert x[0].tolist() == [2.0] * 3
 
 
+def test_another_devices_number_is_no_host_number(world: SimulatedDevice) -> None:
+    for at, other in ((world.device, "lazy:1"), ("lazy:1", world.device)):
+        one, number = torch.ones(2, device=at), torch.tensor(2.0, device=other)
+        with pytest.raises(RuntimeError, match=SAME):
+            one + number
+        assert (one + number.to(at)).device == one.device
+        assert one.copy_(number).tolist() == [2.0, 2.0]
+
+
 def test_values_come_to_the_host_only_by_asking(world: SimulatedDevice) -> None:
     one = torch.tensor([[1.5, 2.0]], device=world.device)
     assert one.tolist() == [[1.5, 2.0]]
@@ -257,6 +267,8 @@ def test_views_and_writes_in_place_are_seen_through_the_base(world: SimulatedDev
     out = torch.empty(2, 2, device=world.device)
     assert torch.mul(words[:1].expand(2, 2), 3, out=out) is out
     assert out.add_(1) is out
+    with torch.inference_mode():
+        assert torch.ops.aten.add_.Tensor(out, 1) is out
     assert image.contiguous() is image
     assert out.to(world.device) is out
     shapeless: list[Operation] = [
