@@ -153,6 +153,8 @@ class Drill:
         name: str = "ep",
         backend: str = "gloo",
         nccl_library: str = "",
+        device: str = "cpu",
+        devices: int = 0,
         **changes: Any,
     ) -> None:
         self.events: list[Event] = []
@@ -164,7 +166,7 @@ class Drill:
         }  # fmt: skip
         options = Options(
             model=str(model), ep=ep, slots=slots, faults=True, rows=16, blocks=64, name=name, backend=backend, nccl_library=nccl_library,
-            settings=settings,
+            device=device, devices=devices, settings=settings,
         )  # fmt: skip
         self.engine = ExpertEngine(options, MemoryStore(), EventStream(self.events.append), **given)
 
