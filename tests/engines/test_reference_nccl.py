@@ -125,4 +125,7 @@ def test_an_engine_whose_ranks_cannot_have_the_back_end_does_not_begin_to_start(
     for backend, why in (("mpi", "one of gloo, nccl"), ("nccl", "no simulated NCCL is named")):
         with pytest.raises(ConfigError, match=why):
             Engine(Options(model=str(tiny_llama()), backend=backend, settings=settings))
+    for device in ("tpu", *(() if torch.backends.cuda.is_built() else ("cuda",))):
+        with pytest.raises(ConfigError, match="ranks cannot compute on this device"):
+            Engine(Options(model=str(tiny_llama()), device=device, settings=settings))
     assert not list(memory_folder.iterdir())

@@ -1,9 +1,11 @@
-"""Which communicators an engine's ranks use: gloo's or NCCL's, by `Options.backend`. The one place that chooses.
+"""Which devices and communicators an engine's ranks can have: gloo's or NCCL's, by `Options.backend`. The one place that chooses.
 
 NCCL moves tensors where they lie: on GPUs, or in host memory with a simulated library. gloo's go through host memory.
 """
 
 from __future__ import annotations
+
+import torch
 
 from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.errors import ConfigError
@@ -15,10 +17,24 @@ from dynamo_gpu_ft.recovery.comm.nccl_streams import CudaStream, HostStream
 from dynamo_gpu_ft.recovery.comm.rendezvous import Rendezvous
 
 BACKENDS = ("gloo", "nccl")
+DEVICES = ("cpu", "cuda")
 
 
 def check(options: Options) -> None:
-    """Raises `ConfigError` unless ranks with these options can have communicators on this machine. Loads NCCL where it is wanted."""
+    """Raises `ConfigError` unless ranks with these options can have their device and communicators on this machine. Loads NCCL where it is wanted,
+    and makes no context on a GPU."""
+    if options.device not in DEVICES or (
+        options.device == "cuda" and not torch.backends.cuda.is_built()
+    ):
+        raise ConfigError(
+            "ranks cannot compute on this device",
+            where=options.name,
+            value=options.device,
+            rule="one of "
+            + ", ".join(DEVICES)
+            + ", the latter with a torch that is built for CUDA",
+            remedy='device="cpu"',
+        )
     if options.backend not in BACKENDS:
         raise ConfigError(
             "no such back end for the ranks' communicators",

@@ -255,14 +255,14 @@ def _start_map(model: shape.Shape, options: Options) -> Map:
 
 def _check(model: shape.Shape, options: Options, homes: Map) -> None:
     good = model.experts and options.ep >= 1 and options.slots >= 1
-    good = good and options.device in ("cpu", "cuda") and options.block >= 2  # one for the canary
+    good = good and options.block >= 2  # one for the canary
     if not good or homes.uncovered():
         raise ConfigError(
             "this engine cannot be expert parallel",
             where=options.name,
-            value={"experts": model.experts, "ep": options.ep, "slots": options.slots, "device": options.device, "block": options.block},
-            rule="a Mixtral, at least one slot for each expert, on \"cpu\" or \"cuda\", blocks of at least two tokens",
-            remedy=f"slots={-(-max(1, model.experts) // max(1, options.ep))} or more",
+            value={"experts": model.experts, "ep": options.ep, "slots": options.slots, "block": options.block},
+            rule="a Mixtral, at least one slot for each expert, blocks of at least two tokens",
+            remedy="block=16" if options.block < 2 else f"slots={-(-max(1, model.experts) // max(1, options.ep))} or more",
         )  # fmt: skip
 
 
