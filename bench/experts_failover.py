@@ -26,13 +26,16 @@ from dynamo_gpu_ft.events import EventStream
 
 TARGET_S = 1.0
 RANKS = 4
+WARM = 12
 
 
 @dataclass
 class Kill:
-    """Seconds from SIGKILL to the next token, and until every expert could be routed to; `masked`: tokens drawn in between."""
+    """Seconds from SIGKILL to the next token, until each open request had its next one, and until every expert could be routed to; `masked`:
+    tokens drawn until then."""
 
     token: float
+    streams: float
     covered: float
     masked: int
     read: int
@@ -117,7 +120,7 @@ def _fill(engine: Any, lot: random.Random) -> None:
 
 
 def _kill(engine: Any, lot: random.Random, uncover: bool) -> Kill:
-    for _ in range(12):
+    for _ in range(WARM):
         _fill(engine, lot)
         engine.step()
     holders = [s for s in range(RANKS) if _uncovers(engine, s)] if uncover else list(range(RANKS))
@@ -131,14 +134,18 @@ def _kill(engine: Any, lot: random.Random, uncover: bool) -> Kill:
 
     timer = threading.Timer(lot.uniform(0.0, 0.03), strike)
     timer.start()
-    token = covered = 0.0
-    masked = 0
-    while not (token and covered):
+    token = streams = covered = 0.0
+    masked, waiting = 0, {r.id for shard in range(RANKS) for r in engine.traffic.open(shard)}
+    while not (token and streams and covered):
         outputs = engine.step()
         now = time.monotonic()
         gone = killed and all(p.pid != pid for p in engine.crew.members.values())
         if gone and outputs and not token:
             token = now - killed[0]
+        if gone:
+            waiting -= {output.request for output in outputs}
+        if not waiting and not streams:
+            streams = now - killed[0]
         masked += len(outputs) * (not engine.covered)
         if gone and engine.covered and not covered:
             covered = now - killed[0]
@@ -148,7 +155,7 @@ def _kill(engine: Any, lot: random.Random, uncover: bool) -> Kill:
     timer.join()
     log = engine.mending.log[before:]
     read = sum(each.read for stage, each in log if stage == "refill")
-    return Kill(token, covered, masked, read)
+    return Kill(token, streams, covered, masked, read)
 
 
 def _uncovers(engine: Any, shard: int) -> bool:
@@ -177,6 +184,14 @@ def _rows(prefix: str, kills: dict[str, list[Kill]]) -> list[Row]:
                 row(
                     f"{prefix}.{way}.worst", worst, "s", baseline=TARGET_S, ratio=TARGET_S / worst, target=1.0,
                     note=f"baseline: the target; the slowest of {len(seconds)} kills",
+                )
+            )  # fmt: skip
+            streams = [kill.streams for kill in found]
+            rows.append(
+                row(
+                    f"{prefix}.{way}.streams", statistics.median(streams), "s",
+                    note=f"SIGKILL until each open request had its next token, those of the lost rank too: their prompts and {WARM} tokens or more are computed "
+                    f"again a tile at a time; {spread(streams)}",
                 )
             )  # fmt: skip
     covered = [kill.covered for kill in kills["refill"]]

@@ -32,10 +32,13 @@ def world() -> SimulatedDevice:
     return SimulatedDevice()
 
 
-@pytest.fixture(params=[True, False], ids=["device", "host"])
+@pytest.fixture
 def on_device(request: pytest.FixtureRequest) -> bool:
     """Whether rows go to the communicator from where they lie, as NCCL wants them, or through host memory, as gloo does."""
-    return bool(request.param)
+    return bool(getattr(request, "param", True))
+
+
+both = pytest.mark.parametrize("on_device", [True, False], ids=["device", "host"], indirect=True)
 
 
 @pytest.fixture
@@ -56,6 +59,7 @@ def to_the_end(ranks: ThreadRanks, oracle: Oracle, count: int = 4) -> None:
     assert list(ranks.tokens.values()) == expected
 
 
+@both
 def test_tokens_and_the_canary_have_the_bits_of_ranks_on_the_host_and_a_loss_changes_none(
     ranks: ThreadRanks, oracle: Oracle, on_device: bool, world: SimulatedDevice, model: Path,
     memory_folder: Path, monkeypatch: pytest.MonkeyPatch,
@@ -113,6 +117,7 @@ def test_what_landed_and_was_damaged_on_the_device_is_not_committed(ranks: Threa
     assert ranks.map.row_of(0, 0)[3] == other
 
 
+@both
 def test_a_step_waits_a_few_times_per_layer_for_the_device_and_copies_no_weights(
     ranks: ThreadRanks, world: SimulatedDevice, on_device: bool
 ) -> None:

@@ -11,7 +11,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from dynamo_gpu_ft.engines.reference.experts.engine import ExpertEngine  # noqa: E402
+from dynamo_gpu_ft.engines.reference.options import Options  # noqa: E402
 from dynamo_gpu_ft.engines.reference.sampling import Sampling  # noqa: E402
+from dynamo_gpu_ft.errors import ConfigError  # noqa: E402
 from tests.engines.expert_world import Drill, Fault, Oracle, prompts  # noqa: E402
 from tests.engines.reference_world import tiny_mixtral  # noqa: E402
 
@@ -153,10 +156,6 @@ def test_who_waits_for_the_engine_to_be_whole_loses_no_token_by_it(
     streams.to_the_end(oracle)
 
 
-def test_blocks_of_one_token_have_no_place_for_the_canary(drill: Drill) -> None:
-    from dynamo_gpu_ft.engines.reference.experts.engine import ExpertEngine
-    from dynamo_gpu_ft.errors import ConfigError
-
-    small = msgspec.structs.replace(drill.engine.options, block=1)
+def test_blocks_of_one_token_have_no_place_for_the_canary(model: Path) -> None:
     with pytest.raises(ConfigError, match="at least two tokens"):
-        ExpertEngine(small)
+        ExpertEngine(Options(model=str(model), ep=4, slots=4, block=1))
