@@ -113,10 +113,10 @@ def series(folder: Path, model: Path, shape: str, runs: int) -> tuple[int, int]:
 
 
 @pytest.mark.timeout(400)
-def test_twelve_random_schedules_end_with_equal_tokens_or_a_clean_end(folder: Path) -> None:
-    _, failed = series(folder, tiny_llama(), "pair", 8)
-    _, others = series(folder, tiny_llama(), "square", 4)
-    assert failed + others <= 3
+def test_eight_random_schedules_end_with_equal_tokens_or_a_clean_end(folder: Path) -> None:
+    _, failed = series(folder, tiny_llama(), "pair", 5)
+    _, others = series(folder, tiny_llama(), "square", 3)
+    assert failed + others <= 2
 
 
 @pytest.mark.long
