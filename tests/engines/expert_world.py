@@ -141,7 +141,7 @@ def spread(seconds: Sequence[float]) -> str:
 
 
 class Drill:
-    """One engine, used for many runs; `whole` brings every lost rank back behind a run."""
+    """One engine, used for many runs; `whole` brings every lost rank back behind a run. `snapshot`: KV is stored, behind every step."""
 
     def __init__(
         self,
@@ -155,17 +155,20 @@ class Drill:
         nccl_library: str = "",
         device: str = "cpu",
         devices: int = 0,
+        snapshot: bool = True,
+        blocks: int = 64,
         **changes: Any,
     ) -> None:
         self.events: list[Event] = []
         own = ("come_back", "scrub", "placement", "budget_bytes")
         given = {k: changes.pop(k) for k in own if k in changes}
         settings = {
-            "arena_dir": str(folder), "arena_name": name, "max_restarts": 1000, "start_timeout_s": 90, "snapshot": False,
+            "arena_dir": str(folder), "arena_name": name, "max_restarts": 1000, "start_timeout_s": 90,
+            "snapshot": snapshot, "tail_every": 1, "arena_bytes": "64MiB", "ledger_bytes": "1MiB",
             "step_deadline_s": 15, "recovery_deadline_s": 60, "hang_after_s": 1.0, "hang_floor_s": 1.0, **changes,
         }  # fmt: skip
         options = Options(
-            model=str(model), ep=ep, slots=slots, faults=True, rows=16, blocks=64, name=name, backend=backend, nccl_library=nccl_library,
+            model=str(model), ep=ep, slots=slots, faults=True, rows=16, blocks=blocks, name=name, backend=backend, nccl_library=nccl_library,
             device=device, devices=devices, settings=settings,
         )  # fmt: skip
         self.engine = ExpertEngine(options, MemoryStore(), EventStream(self.events.append), **given)

@@ -282,7 +282,9 @@ def schedule(random_: random.Random, ep: int) -> list[Fault]:
     found = [Fault(kind, point, random_.randrange(ep - 1), step, times)]
     for _ in range(random_.choice((0, 0, 1, 1, 2))):
         kind = random_.choice(("kill", "kill", "kill", "segv", "raise", "spoil", "spoil-landing"))
-        point = random_.choice((*POINTS, "step", "reply", "canary", "join", "fence", "random"))
+        point = random_.choice(
+            (*POINTS, "step", "reply", "canary", "join", "fence", "restore", "random")
+        )
         if point == "random":
             kind = "kill"
         times = random_.randrange(12) if kind.startswith("spoil") else random_.randrange(1, 6)

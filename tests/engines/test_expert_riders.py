@@ -13,12 +13,12 @@ torch = pytest.importorskip("torch")
 
 from dynamo_gpu_ft.engines.reference.experts.engine import ExpertEngine  # noqa: E402
 from dynamo_gpu_ft.engines.reference.options import Options  # noqa: E402
-from dynamo_gpu_ft.engines.reference.sampling import Sampling  # noqa: E402
 from dynamo_gpu_ft.errors import ConfigError  # noqa: E402
-from tests.engines.expert_world import Drill, Fault, Oracle, prompts  # noqa: E402
+from tests.engines.expert_streams import Streams  # noqa: E402
+from tests.engines.expert_world import Drill, Fault, Oracle  # noqa: E402
 from tests.engines.reference_world import tiny_mixtral  # noqa: E402
 
-TOKENS, VICTIM = 12, 1
+VICTIM = 1
 
 
 @pytest.fixture(scope="module")
@@ -33,47 +33,9 @@ def oracle(model: Path) -> Oracle:
 
 @pytest.fixture
 def drill(model: Path, memory_folder: Path) -> Iterator[Drill]:
-    """Four ranks with two copies of everything."""
-    with Drill(model, memory_folder, ep=4, slots=4, name="riders") as made:
+    """Four ranks with two copies of everything, and no KV stored: a lost rank's requests begin anew."""
+    with Drill(model, memory_folder, ep=4, slots=4, name="riders", snapshot=False) as made:
         yield made
-
-
-class Streams:
-    """Requests on all ranks that have their first tokens; `got` what each has had."""
-
-    def __init__(self, drill: Drill) -> None:
-        self.engine, self.asked = drill.engine, prompts(1)
-        names = [self.engine.submit(p, Sampling(max_tokens=TOKENS)) for p in self.asked]
-        self.got: dict[str, list[int]] = {name: [] for name in names}
-        while not all(self.got.values()):
-            self.step()
-
-    def step(self) -> set[str]:
-        """The requests that had a token."""
-        outputs = [output for output in self.engine.step() if output.token is not None]
-        for output in outputs:
-            assert output.token is not None
-            self.got[output.request].append(output.token)
-        return {output.request for output in outputs}
-
-    def of(self, shard: int) -> set[str]:
-        return {request.id for request in self.engine.traffic.open(shard)}
-
-    def to_the_end(self, oracle: Oracle) -> None:
-        while self.engine.busy:
-            self.step()
-        assert not self.engine.failed
-        expected = [oracle.tokens(prompt, TOKENS) for prompt in self.asked]
-        assert list(self.got.values()) == expected
-
-    def recovers(self) -> set[str]:
-        """Steps until an epoch is new; who had a token in the step that made it so."""
-        epoch, until = self.engine.group.epoch, time.monotonic() + 60
-        while time.monotonic() < until:
-            had = self.step()
-            if self.engine.group.epoch != epoch:
-                return had
-        raise AssertionError("nothing was recovered")
 
 
 def test_survivors_requests_have_their_next_token_from_the_step_that_validates_the_recovery(

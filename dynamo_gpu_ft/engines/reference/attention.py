@@ -64,11 +64,11 @@ def attend(
     flat = tables.reshape(-1)
     gathered = (heads, rows, count, tokens, dim)
     # NOTE: index_select would first copy the whole layer, because the cache is not contiguous by layer.
-    k, v = keys[:, flat].view(gathered).float(), values[:, flat].view(gathered).float()
+    k, v = keys[:, flat].reshape(gathered).float(), values[:, flat].reshape(gathered).float()
     q = queries.float().transpose(0, 1)[:, :, None].expand(heads, rows, count, group, dim)
     every = heads * rows * count
     scores = torch.bmm(
-        q.reshape(every, group, dim), k.view(every, tokens, dim).transpose(1, 2)
+        q.reshape(every, group, dim), k.reshape(every, tokens, dim).transpose(1, 2)
     ).view(heads, rows, count, group, tokens) * (dim**-0.5)
     at = torch.arange(count * tokens, device=tables.device).view(count, 1, tokens)
     seen = at[None] <= positions[:, None, None, None]
@@ -76,7 +76,7 @@ def attend(
     top = scores.amax(dim=(2, 4), keepdim=True)
     shares = (scores - top).exp()
     sums = shares.sum(-1)
-    parts = torch.bmm(shares.view(every, group, tokens), v.view(every, tokens, dim)).view(
+    parts = torch.bmm(shares.view(every, group, tokens), v.reshape(every, tokens, dim)).view(
         heads, rows, count, group, dim
     )
     # NOTE: added block by block. A sum over all of them would be grouped by how many there are, and blocks that a longer row

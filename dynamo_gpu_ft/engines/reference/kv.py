@@ -39,16 +39,23 @@ def make_cache(
     dtype: torch.dtype,
     device: torch.device,
     room: torch.Tensor | None = None,
+    *,
+    together: bool = False,
 ) -> torch.Tensor:
-    """[heads, blocks, layers, 2 (K, V), tokens of a block, head_dim]: all layers of a block of a head lie together. `room` is zeroed memory
-    to use if it is large enough. Else, in host memory, pages come with the blocks that are used first, so that nobody waits for all of them."""
+    """[heads, blocks, layers, 2 (K, V), tokens of a block, head_dim]: all layers of a block of a head lie together, or, `together`, all heads of
+    a block too. `room` is zeroed memory to use if it is large enough. Else, in host memory, pages come with the blocks that are used first,
+    so that nobody waits for all of them."""
     size = cache_size(shape, cut, options)
+    if together:
+        size = (size[1], size[0], *size[2:])
     count = math.prod(size) * dtype.itemsize
     if device.type != "cpu" or not count:
-        return torch.zeros(size, dtype=dtype, device=device)
-    if room is None or len(room) < count:
-        room = torch.frombuffer(mmap.mmap(-1, count, flags=_OWN), dtype=torch.uint8)
-    return room[:count].view(dtype).view(size)
+        made = torch.zeros(size, dtype=dtype, device=device)
+    else:
+        if room is None or len(room) < count:
+            room = torch.frombuffer(mmap.mmap(-1, count, flags=_OWN), dtype=torch.uint8)
+        made = room[:count].view(dtype).view(size)
+    return made.transpose(0, 1) if together else made
 
 
 def cache_size(shape: Shape, cut: Cut, options: Options) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from dynamo_gpu_ft.kv.tail import name_of
 @dataclass(slots=True)
 class Request:
     """`tokens` known so far (prompt and output), the first `computed` of which have KV in `blocks`; the first `stored` blocks are
-    snapshotted or on their way."""
+    snapshotted or on their way. `lives`: how often something of it had to be computed again."""
 
     id: str
     tokens: list[int]
@@ -31,6 +31,7 @@ class Request:
     computed: int = 0
     stored: int = 0
     hashes: list[bytes] = field(default_factory=list)
+    lives: int = 0
     finished: str = ""  # "length", "stop", or the error that ended it
 
     @property
@@ -48,12 +49,13 @@ class Plan:
 
 
 class Scheduler:
-    """`blocks` counts block 0 too; `snapshot`, `tails`: whole and open blocks are stored behind every step; `rows` at most per step; `positions` is the model's longest context."""
+    """`blocks` counts block 0 too; `snapshot`, `tails`: whole and open blocks are stored behind every step; `rows` at most per step; `positions` is the model's longest context.
+    `apart`: the same tokens may have other KV when they are computed again, so blocks have names of one request and one life of it."""
 
     def __init__(
-        self, *, blocks: int, block: int, rows: int, positions: int, snapshot: bool, tails: bool
-    ) -> None:
-        self.block, self._rows = block, rows
+        self, *, blocks: int, block: int, rows: int, positions: int, snapshot: bool, tails: bool, apart: bool = False
+    ) -> None:  # fmt: skip
+        self.block, self._rows, self._apart = block, rows, apart
         self._snapshot, self._tails = snapshot, snapshot and tails
         self._longest = min(positions, (blocks - 1) * block)
         self._free = list(range(blocks - 1, 0, -1))
@@ -159,6 +161,25 @@ class Scheduler:
         blocks = tuple(request.blocks[: len(names)])
         return Prefix(request=request.id, first=0, blocks=blocks, hashes=tuple(names), tail=tail)
 
+    def readmit(self, request: Request, kept: int) -> Prefix | None:
+        """A request that another scheduler gave up, and the first `kept` tokens of which are stored: what of that is to be loaded, into blocks
+        that it has from now on. Until `restored` says so none of it is there. None where there is nothing to load, or no room: it waits."""
+        request.computed, request.stored = min(kept, request.computed), 0
+        prefix = None
+        if request.computed and self._room(request, request.computed):
+            prefix = self.kept_blocks(request)
+        self._anew(request)
+        if prefix is None or not prefix.blocks:
+            self.waiting.insert(0, request)
+            return None
+        self.running.append(request)
+        return prefix
+
+    def restored(self, request: Request, prefix: Prefix) -> None:
+        """These blocks, of the prefix that `readmit` gave, are there."""
+        request.computed = prefix.tokens(self.block)
+        request.hashes = list(prefix.hashes[: request.computed // self.block])
+
     def end_all(self, reason: str) -> list[Request]:
         """Every open request is over, with `reason`."""
         ended = self.open
@@ -169,6 +190,13 @@ class Scheduler:
         return ended
 
     # -- details -----------------------------------------------------------------------------------------------------
+
+    def _anew(self, request: Request) -> None:
+        """From the first token on."""
+        request.computed = request.stored = 0
+        request.lives += 1
+        if self._apart:
+            request.hashes.clear()
 
     def _end(self, request: Request) -> None:
         self._give_back(request)
@@ -187,7 +215,7 @@ class Scheduler:
             youngest = self.running[-1]
             self.running.remove(youngest)
             self._give_back(youngest)
-            youngest.computed = youngest.stored = 0
+            self._anew(youngest)
             self.waiting.insert(0, youngest)
             if youngest is request:
                 return None
@@ -238,14 +266,25 @@ class Scheduler:
         """The name of the open block that ends behind token `end`."""
         whole = end // self.block
         names = self._names(request, whole)
-        return name_of(names[-1] if names else None, request.tokens[whole * self.block : end])
+        parent = names[-1] if names else None
+        if self._apart:
+            parent = self._digest(parent or b"begin", self._own(request))
+        return name_of(parent, request.tokens[whole * self.block : end])
 
     def _names(self, request: Request, count: int) -> list[bytes]:
-        """Names of the first `count` blocks: a hash over the tokens up to the block's end, so equal prefixes have equal names."""
+        """Names of the first `count` blocks: a hash over the tokens up to the block's end, so equal prefixes have equal names, unless requests
+        are kept apart."""
         while len(request.hashes) < count:
             at = len(request.hashes) * self.block
             tokens = request.tokens[at : at + self.block]
             before = request.hashes[-1] if request.hashes else b"begin"
             packed = struct.pack(f"<{len(tokens)}q", *tokens)
-            request.hashes.append(hashlib.blake2b(before + packed, digest_size=32).digest())
+            request.hashes.append(self._digest(before, packed + self._own(request)))
         return request.hashes[:count]
+
+    def _own(self, request: Request) -> bytes:
+        return f"{request.id}/{request.lives}".encode() if self._apart else b""
+
+    @staticmethod
+    def _digest(*parts: bytes) -> bytes:
+        return hashlib.blake2b(b"".join(parts), digest_size=32).digest()

@@ -1,7 +1,7 @@
 """`ExpertEngine`: the driver of expert-parallel ranks. Requests in, tokens out; on a loss the survivors go on in the next step.
 
 Attention is data parallel: a request lives on one rank, with its KV, so rows really travel to experts and back, and nothing of a survivor's
-requests is touched by a loss. Those of the lost rank are prefilled again on others. Call everything from one thread.
+requests is touched by a loss. Those of the lost rank go on on others, from what is stored of their KV. Call everything from one thread.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dynamo_gpu_ft.engines.reference.experts.repairs import homes
 from dynamo_gpu_ft.engines.reference.experts.routes import Map
 from dynamo_gpu_ft.engines.reference.experts.slots import expert_bytes
 from dynamo_gpu_ft.engines.reference.experts.steps import Step, hurt, orders
-from dynamo_gpu_ft.engines.reference.experts.traffic import Piece, ShardPlan, Traffic
+from dynamo_gpu_ft.engines.reference.experts.traffic import Piece, Traffic
 from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.engines.reference.sampling import Sampling
 from dynamo_gpu_ft.engines.reference.shard import DTYPES
@@ -78,7 +78,7 @@ class ExpertEngine(Driver):
     def _hire(self) -> None:
         self.crew = Crew(self.options, self._tag, tell.Reply)
         self.group = ExpertGroup(
-            self.options, self.shape, self.crew, self.homes, scrub=self._scrub, riders=self._riders
+            self.options, self.shape, self.crew, self.homes, self.traffic, scrub=self._scrub
         )
         size = expert_bytes(self.shape, DTYPES[self.options.dtype])
         self.planning = Planning(self.homes.placement, size, self._budget_bytes, self.loads.decayed)
@@ -99,9 +99,6 @@ class ExpertEngine(Driver):
     def _queue(self, name: str, prompt: Sequence[int], sampling: Sampling) -> None:
         """On the rank with the fewest."""
         self.traffic.add(name, prompt, sampling, self.crew.members)
-
-    def _riders(self) -> dict[int, ShardPlan]:
-        return self.traffic.plan(self.crew.members, canary=True)
 
     def _end_requests(self, reason: str) -> list[Output]:
         return self.traffic.end_all(reason)
@@ -154,7 +151,7 @@ class ExpertEngine(Driver):
 
     def _apply(self, step: Step) -> list[Output]:
         self._count(step.answers)
-        return self.traffic.apply(step.plans, step.drawn, step.mask)
+        return self.traffic.apply(step.plans, step.drawn, step.mask, step.gaps)
 
     def settle(self, limit_s: float) -> bool:
         """Without requests: goes on until nothing is being brought, nobody is on its way back, and all ranks have the maps of every next loss
@@ -206,7 +203,6 @@ class ExpertEngine(Driver):
             carried, self.group.carried = self.group.carried, None
             outputs = self._apply(carried) if carried else []
             missing = set(range(self.options.ep)) - set(self.crew.members)
-            self.traffic.move(missing, self.crew.members)
             self.mending.begin(owed=True)
             if self._come_back:
                 with suppress(OSError):

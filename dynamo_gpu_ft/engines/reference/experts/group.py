@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dynamo_gpu_ft.engines.reference import messages as say
 from dynamo_gpu_ft.engines.reference.adapter import Adapter
@@ -17,7 +18,7 @@ from dynamo_gpu_ft.engines.reference.experts import messages as tell
 from dynamo_gpu_ft.engines.reference.experts.routes import Map
 from dynamo_gpu_ft.engines.reference.experts.slots import expert_needs
 from dynamo_gpu_ft.engines.reference.experts.steps import Step, hurt, orders
-from dynamo_gpu_ft.engines.reference.experts.traffic import ShardPlan
+from dynamo_gpu_ft.engines.reference.experts.traffic import ShardPlan, Traffic
 from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.engines.reference.shape import Shape
 from dynamo_gpu_ft.errors import RecoveryFailed
@@ -29,23 +30,24 @@ from dynamo_gpu_ft.topology import Device
 
 class ExpertGroup(Adapter):
     """`map` is what may be routed to now, `homes` what each rank held at the start; `manifest`: digest of every tensor of the model;
-    `carried`: what requests computed in the step that validated the last recovery; `facts`: "entries", shard -> entry of its failover tables that each survivor went on with."""
+    `carried`: what requests computed in the step that validated the last recovery; `not_protected`: shard -> why its KV is not stored, "" where it
+    is; `facts`: "restored_tokens", "kv_bytes" of the lost ranks' requests, "not_restored" why not more; "entries", shard -> entry of its failover tables that each survivor went on with."""
 
     manifest: dict[str, bytes]
 
     def __init__(
-        self, options: Options, shape: Shape, crew: Crew, homes: Map, *, scrub: int, riders: Callable[[], dict[int, ShardPlan]]
+        self, options: Options, shape: Shape, crew: Crew, homes: Map, traffic: Traffic, *, scrub: int
     ) -> None:  # fmt: skip
-        """`riders`: what the members' requests would compute next, beside the canary."""
         super().__init__(options, shape, crew)
-        self.riders, self._scrub = riders, scrub
+        self._traffic, self._scrub = traffic, scrub
         self.carried: Step | None = None
         self.homes = homes
         self.map = Map(homes.experts, homes.slots, homes.table)
         self.returning: dict[int, Process] = {}
         self.ready: dict[int, tell.Held] = {}
         self.growing = False
-        self._audits = self._songs = 0
+        self._audits = self._songs = self._regains = 0
+        self.not_protected: dict[int, str] = {}
         self._damaged: list[tuple[int, int, int]] = []
 
     # -- the contract ------------------------------------------------------------------------------------------------------
@@ -78,7 +80,8 @@ class ExpertGroup(Adapter):
             del self.ready[shard]
         self._crew.members = everyone
         self._crew.fresh.clear()
-        self.facts = {"rebuild_s": time.monotonic() - began, "entries": entries}
+        self.facts = {"entries": entries, **self._regain(deadline)}
+        self.facts["rebuild_s"] = time.monotonic() - began
         return self._enlisted()
 
     def validate(self, membership: Membership, deadline: Deadline) -> None:
@@ -173,6 +176,7 @@ class ExpertGroup(Adapter):
         self._tagged(shard, held.routable)
         if held.table is not None:
             self._tables[shard] = held.table
+        self.not_protected[shard] = held.not_protected
 
     def _tagged(self, shard: int, routable: bytes) -> None:
         """The slots that its store says are routable, and no others."""
@@ -217,6 +221,36 @@ class ExpertGroup(Adapter):
         self._crew.fresh = dict(found)
         return found
 
+    def _regain(self, deadline: Deadline) -> dict[str, Any]:
+        """Requests of missing ranks go to members, with as much of their KV as is stored and whole; what is not restored when this is broken
+        off is computed again. One lost rank's are loaded by one member after the other, who writes in its name meanwhile."""
+        members = self._crew.members
+        moved = self._traffic.move(set(range(self._options.ep)) - set(members), members)
+        size, tokens, reasons = 0, 0, set[str]()
+        for source, target in sorted({(each.source, each.target) for each in moved}):
+            some = [each for each in moved if (each.source, each.target) == (source, target)]
+            restored = self._loaded(source, target, [each.prefix for each in some], deadline)
+            for each in some:
+                self._traffic.regained(each, restored.blocks.get(each.request.id, 0))
+                tokens += each.request.computed
+            size += restored.bytes
+            reasons |= set(restored.reasons)
+        return {"kv_bytes": size, "restored_tokens": tokens, "not_restored": sorted(reasons)}
+
+    def _loaded(
+        self, source: int, target: int, prefixes: Sequence[say.Prefix], deadline: Deadline
+    ) -> say.Restored:
+        self._regains += 1
+        number = self._regains
+        order = tell.Regain(
+            number=number, shard=source, prefixes=tuple(prefixes), deadline_s=deadline.left_s / 2
+        )
+        told = self._asking.ask(
+            {target: self._crew.members[target]}, order, tell.Regained, deadline, lambda m: m.number == number
+        )  # fmt: skip
+        restored: say.Restored = told[target].restored
+        return restored
+
     # -- together ------------------------------------------------------------------------------------------------------------
 
     def _join(
@@ -246,7 +280,7 @@ class ExpertGroup(Adapter):
 
         If the bits are not the same, every slot is digested; where that finds damage, the step is done again without the damaged slots."""
         while self.map.runnable:
-            plans = self.riders() if ride else {}
+            plans = self._traffic.plan(self._crew.members, canary=True) if ride else {}
             mask = self.map.uncovered()
             try:
                 answers = self._stepped(epoch, plans, deadline)

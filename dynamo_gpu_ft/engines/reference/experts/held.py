@@ -22,6 +22,7 @@ from dynamo_gpu_ft.engines.reference.experts.slots import (
     expert_needs,
     other_needs,
 )
+from dynamo_gpu_ft.engines.reference.experts.stored import StoredKV
 from dynamo_gpu_ft.engines.reference.faults import Faults
 from dynamo_gpu_ft.engines.reference.kv import make_cache
 from dynamo_gpu_ft.engines.reference.options import Options
@@ -40,8 +41,8 @@ class Holding:
     """One rank's. Orders come from the main thread; the store's own lock keeps the refill thread apart from it."""
 
     def __init__(
-        self, order: Hold, options: Options, sources: Sources, faults: Faults, device: torch.device
-    ) -> None:
+        self, order: Hold, options: Options, sources: Sources, faults: Faults, device: torch.device, tag: str
+    ) -> None:  # fmt: skip
         self.number, self._sources, self._faults = order.shard, sources, faults
         self.device = device
         self.shape = shape.read(Path(options.model))
@@ -64,7 +65,7 @@ class Holding:
             self.sources[landed.source] = self.sources.get(landed.source, 0) + 1
         for layer in range(self.shape.layers):
             self.store.commit(layer, 0)
-        self.cache = make_cache(self.shape, cut, options, self._dtype, device)
+        self.cache = make_cache(self.shape, cut, options, self._dtype, device, together=True)
         self.stage = ExpertStage(
             self.shape, cut, self.weights.tensors, self.cache,
             own=self.number, slots=options.slots, tile=options.tile, slot=self.slot,
@@ -75,12 +76,15 @@ class Holding:
         self._spoil_next: set[tuple[int, int]] = set()
         self._turn = 0
         self.not_kept = self._keep() if order.keep else ""
+        self.stored = StoredKV(
+            self.cache, self.number, self.shape, cut, options, sources.model, tag
+        )
         self._seconds = time.monotonic() - began
 
     def told(self) -> Held:
         return Held(
             digests=self.digests, routable=self.routable(),
-            sources=self.sources, seconds=self._seconds, table=self._table(), not_kept=self.not_kept,
+            sources=self.sources, seconds=self._seconds, table=self._table(), not_kept=self.not_kept, not_protected=self.stored.why_not,
         )  # fmt: skip
 
     # -- looking -----------------------------------------------------------------------------------------------------------

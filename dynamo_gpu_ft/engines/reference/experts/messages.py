@@ -78,16 +78,26 @@ class Foresee(_Message, frozen=True, kw_only=True):
 
 
 class Forward(_Message, frozen=True, kw_only=True):
-    """One step: `rounds` tiles together with all ranks, the first of them over one's own `pieces`, with `canary` behind the canary; behind it,
-    digest `scrub` slots (-1: all that are routable). Answer: `Stepped`."""
+    """One step: `rounds` tiles together with all ranks, the first of them over one's own `pieces`, with `canary` behind the canary; before it
+    forget `gone` requests and store `sealed`, which was computed in a step that counts; behind it, digest `scrub` slots (-1: all that are routable). Answer: `Stepped`."""
 
     epoch: int
     number: int
     pieces: tuple[Piece, ...]
     rounds: int
     gone: tuple[str, ...] = ()
+    sealed: tuple[say.Prefix, ...] = ()
     scrub: int = 0
     canary: bool = False
+
+
+class Regain(_Message, frozen=True, kw_only=True):
+    """Load KV of these prefixes, which the lost `shard` had stored, into one's own cache. Answer: `Regained`, of the same number."""
+
+    number: int
+    shard: int
+    prefixes: tuple[say.Prefix, ...]
+    deadline_s: float
 
 
 class Refill(_Message, frozen=True, kw_only=True):
@@ -128,7 +138,8 @@ class Spoil(_Message, frozen=True, kw_only=True):
 
 
 class Held(_Message, frozen=True, kw_only=True):
-    """`digests` of all tensors that are held, experts' included; `table`: where they lie, for peers."""
+    """`digests` of all tensors that are held, experts' included; `table`: where they lie, for peers. `not_kept`, `not_protected`: why there is no host
+    copy of them, or why KV is not stored."""
 
     digests: dict[str, bytes]
     routable: bytes
@@ -136,13 +147,14 @@ class Held(_Message, frozen=True, kw_only=True):
     seconds: float = 0.0
     table: Table | None = None
     not_kept: str = ""
+    not_protected: str = ""
 
 
 class Stepped(_Message, frozen=True, kw_only=True):
     """`drawn`: request -> token. `counts`: int32 [layers, slots], rows that one's experts computed. `refused`, `damaged`: (layer, slot) that rows
     were sent to but that is not routable, and slots whose bytes turned out wrong. With either, the step's results are void.
     `gap`: (rows routed, rows one of whose experts was masked, sum of the router's divergence in nats), over all layers. `sang`: of a step with
-    the canary, what that gave."""
+    the canary, what that gave. `gaps`: request -> first block that could not be stored."""
 
     epoch: int
     number: int
@@ -153,6 +165,12 @@ class Stepped(_Message, frozen=True, kw_only=True):
     landed: tuple[Landed, ...] = ()
     gap: tuple[int, int, float] = (0, 0, 0.0)
     sang: say.Sang | None = None
+    gaps: dict[str, int] = {}
+
+
+class Regained(_Message, frozen=True, kw_only=True):
+    number: int
+    restored: say.Restored
 
 
 class Committed(_Message, frozen=True, kw_only=True):
@@ -182,9 +200,9 @@ class Told(_Message, frozen=True, kw_only=True):
 
 Order = Union[
     say.Join, say.Revoke, say.Fence, say.Describe, say.Arm,
-    Hold, Routes, Forward, Lose, Foresee, Refill, Commit, Audit, Tell, Spoil,
+    Hold, Routes, Forward, Lose, Foresee, Regain, Refill, Commit, Audit, Tell, Spoil,
 ]  # fmt: skip
 Reply = Union[
     say.Hello, say.Joined, say.Broken, say.Failed, say.Fenced, say.Described,
-    Held, Stepped, Committed, Audited, Told,
+    Held, Stepped, Regained, Committed, Audited, Told,
 ]  # fmt: skip

@@ -40,7 +40,9 @@ class ExpertRank(rank.Rank):
         self._watch(order.shard)
         self._busy(order.deadline_s)
         device = self._on(order.device)
-        self._holding = Holding(order, self._options, self._sources, self._faults, device)
+        self._holding = Holding(
+            order, self._options, self._sources, self._faults, device, self._tag
+        )
         self._holding.stage.touched = self._faults.at
         self._idle()
         return self._holding.told()
@@ -68,6 +70,11 @@ class ExpertRank(rank.Rank):
             self.group.comm("ep"), order.members, here.number, room, on_device=self.group.on_device
         )
         return answer
+
+    def _regain(self, order: tell.Regain) -> tell.Regained:
+        self._faults.at("restore")
+        found = self._here.stored.regain(order.shard, order.prefixes, order.deadline_s)
+        return tell.Regained(number=order.number, restored=found)
 
     def _refill(self, order: tell.Refill) -> None:
         self._here.refill(order)
@@ -98,6 +105,7 @@ class ExpertRank(rank.Rank):
         self._faults.at("step")
         self._ways.look()
         here, drawn, sang = self._here, dict[str, int](), None
+        gaps = here.stored.before(order.gone, order.sealed)
         here.stage.begin()
         pieces = order.pieces
         if order.canary:
@@ -125,7 +133,7 @@ class ExpertRank(rank.Rank):
         return tell.Stepped(
             epoch=order.epoch, number=order.number, drawn=drawn, counts=here.stage.counts.numpy().tobytes(),
             refused=tuple(sorted(here.stage.refused)), damaged=tuple(damaged), landed=here.take_landed(),
-            gap=(here.stage.gap.tokens, here.stage.gap.affected, here.stage.gap.router_kl), sang=sang,
+            gap=(here.stage.gap.tokens, here.stage.gap.affected, here.stage.gap.router_kl), sang=sang, gaps=dict(gaps),
         )  # fmt: skip
 
     def _rows(self, rows: Rows) -> torch.Tensor:

@@ -24,6 +24,10 @@ class Step:
     def drawn(self) -> dict[str, int]:
         return {name: t for answer in self.answers.values() for name, t in answer.drawn.items()}
 
+    @property
+    def gaps(self) -> dict[str, int]:
+        return {name: n for answer in self.answers.values() for name, n in answer.gaps.items()}
+
 
 def orders(
     shards: Iterable[int], plans: Mapping[int, ShardPlan], *, epoch: int, number: int, tile: int, scrub: int, canary: bool = False
@@ -31,11 +35,11 @@ def orders(
     """For each of `shards`; those without a plan compute what others send to them."""
     most = max((plan.rows for plan in plans.values()), default=0)
     rounds = -(-(most + canary) // tile)
-    nothing = ShardPlan((), (), ())
+    nothing = ShardPlan()
     return {
         shard: tell.Forward(
             epoch=epoch, number=number, rounds=rounds, scrub=scrub, canary=canary,
-            pieces=plans.get(shard, nothing).pieces, gone=plans.get(shard, nothing).gone,
+            pieces=plans.get(shard, nothing).pieces, gone=plans.get(shard, nothing).gone, sealed=plans.get(shard, nothing).due,
         )
         for shard in shards
     }  # fmt: skip

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dynamo_gpu_ft.engines.reference.driving import Output
+from dynamo_gpu_ft.engines.reference.messages import Prefix
 from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.engines.reference.sampling import Sampling
 from dynamo_gpu_ft.engines.reference.scheduler import Plan, Request, Scheduler
@@ -28,10 +29,28 @@ class Computed:
     drew: bool
 
 
-class ShardPlan(Plan):
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """What one rank computes; `sealed` will be whole behind it, `due` is so by the steps before and is to be stored."""
+
+    pieces: tuple[Piece, ...] = ()
+    sealed: tuple[Prefix, ...] = ()
+    gone: tuple[str, ...] = ()
+    due: tuple[Prefix, ...] = ()
+
     @property
     def rows(self) -> int:
         return sum(len(piece.tokens) for piece in self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A request of the lost rank `source` is `target`'s now, where `prefix` is to be loaded."""
+
+    source: int
+    target: int
+    request: Request
+    prefix: Prefix
 
 
 def rows_of_a_step(
@@ -53,13 +72,20 @@ class Traffic:
     """`history`: request -> what was computed of it, in order; kept until it is taken."""
 
     def __init__(self, options: Options, positions: int) -> None:
-        self._tile = options.tile
+        self._tile, self._block, config = options.tile, options.block, options.config()
         self._schedulers = {
             shard: Scheduler(
-                blocks=options.blocks, block=options.block, rows=options.rows, positions=positions, snapshot=False, tails=False
+                blocks=options.blocks, block=options.block, rows=options.rows, positions=positions,
+                snapshot=config.snapshot, tails=config.tail_every > 0, apart=True,
             )
             for shard in range(options.ep)
         }  # fmt: skip
+        self._due: dict[
+            int, list[tuple[int, Prefix]]
+        ] = {}  # of each shard, with the life of the request
+        self._kept: dict[
+            str, int
+        ] = {}  # tokens of each request that its rank was told to store, and answered
         self.history: dict[str, list[Computed]] = {}
 
     @property
@@ -91,15 +117,27 @@ class Traffic:
         for shard, scheduler in chosen.items():
             plan = scheduler.plan(room)
             if plan is not None:
-                found[shard] = ShardPlan(plan.pieces, plan.sealed, plan.gone)
+                lives = {request.id: request.lives for request in scheduler.running}
+                due = tuple(
+                    p for life, p in self._due.get(shard, ()) if lives.get(p.request) == life
+                )
+                found[shard] = ShardPlan(plan.pieces, plan.sealed, plan.gone, due)
         return found
 
     def apply(
-        self, plans: Mapping[int, ShardPlan], drawn: Mapping[str, int], mask: Mask
-    ) -> list[Output]:
+        self, plans: Mapping[int, ShardPlan], drawn: Mapping[str, int], mask: Mask, gaps: Mapping[str, int] = {}
+    ) -> list[Output]:  # fmt: skip
+        """The step was computed, and counts. `gaps`: request -> first block of it that could not be stored."""
         outputs = []
         for shard, plan in plans.items():
-            over = {r.id: r for r in self._schedulers[shard].apply(plan, drawn, {})}
+            own = Plan(plan.pieces, plan.sealed, plan.gone)
+            over = {r.id: r for r in self._schedulers[shard].apply(own, drawn, gaps)}
+            lives = {request.id: request.lives for request in self._schedulers[shard].running}
+            self._due[shard] = [(lives[p.request], p) for p in plan.sealed if p.request in lives]
+            for prefix in plan.due:
+                self._kept[prefix.request] = prefix.first * self._block + prefix.tokens(self._block)
+            for name in over:
+                self._kept.pop(name, None)
             for piece in plan.pieces:
                 drew = piece.sampling is not None
                 done = Computed(piece.start, len(piece.tokens), mask, drew)
@@ -110,20 +148,26 @@ class Traffic:
                     outputs.append(Output(name, drawn[name], ended))
         return outputs
 
-    def move(self, gone: Collection[int], shards: Collection[int]) -> int:
-        """Open requests of `gone` ranks go to others, to be computed from their first token again. Returns how many tokens that are."""
-        again = 0
+    def move(self, gone: Collection[int], shards: Collection[int]) -> list[Moved]:
+        """Open requests of `gone` ranks go to others, to be computed from their first token again but for what is restored: returns what can
+        be, if `regained` is told of it at once."""
+        found = []
         for shard in gone:
+            self._due.pop(shard, None)
             for request in self._schedulers[shard].end_all(""):
-                again += request.computed
-                request.computed = request.stored = 0
-                target = self._schedulers[self._emptiest(shards)]
-                target.waiting.insert(0, request)
-        return again
+                target = self._emptiest(shards)
+                prefix = self._schedulers[target].readmit(request, self._kept.pop(request.id, 0))
+                if prefix is not None:
+                    found.append(Moved(shard, target, request, prefix))
+        return found
+
+    def regained(self, moved: Moved, blocks: int) -> None:
+        """The first `blocks` blocks of it are in the target's cache."""
+        self._schedulers[moved.target].restored(moved.request, moved.prefix.head(blocks))
 
     def end_all(self, reason: str) -> list[Output]:
         ended = [r for each in self._schedulers.values() for r in each.end_all(reason)]
         return [Output(request.id, None, reason) for request in ended]
 
 
-__all__ = ["Computed", "Mask", "Piece", "ShardPlan", "Traffic", "rows_of_a_step"]
+__all__ = ["Computed", "Mask", "Moved", "Piece", "ShardPlan", "Traffic", "rows_of_a_step"]
