@@ -75,8 +75,8 @@ class SlotMemory:
         return _room(self._size, pinned=self._pinned)
 
     def flip(self, layer: int, row: int) -> None:
-        """Damages the row by one bit; for drills."""
-        self._image[layer, row, 5:6].bitwise_xor_(1)
+        """Damages the row by one bit, which makes a weight so large or small that tokens would show it; for drills."""
+        self._image[layer, row, 7:8].bitwise_xor_(0x40)
 
 
 def _room(size: int, *, pinned: bool = False) -> torch.Tensor:
