@@ -10,7 +10,7 @@ from dynamo_gpu_ft.engines.reference.experts.traffic import Traffic, rows_of_a_s
 from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.engines.reference.sampling import Sampling
 
-RANKS, TILE = 2, 8
+RANKS, TILE, BLOCK = 2, 8, 16
 
 
 @pytest.mark.parametrize(
@@ -34,10 +34,12 @@ def test_there_are_as_many_tiles_as_those_who_decode_need_and_a_row_for_who_does
 class Served:
     """Traffic whose ranks draw 7 each time."""
 
-    def __init__(self, rows: int = 64) -> None:
-        self.traffic = Traffic(
-            Options(model="", ep=RANKS, slots=1, tile=TILE, rows=rows, blocks=64), 512
-        )
+    def __init__(self, rows: int = 64, blocks: int = 64) -> None:
+        settings = {"tail_every": 1}
+        options = Options(
+            model="", ep=RANKS, slots=1, tile=TILE, rows=rows, block=BLOCK, blocks=blocks, settings=settings
+        )  # fmt: skip
+        self.traffic = Traffic(options, 512)
         self.tokens: dict[str, int] = {}
 
     def add(self, name: str, prompt: int, tokens: int, shard: int) -> None:
@@ -46,7 +48,7 @@ class Served:
 
     def step(self) -> dict[int, int]:
         """Rows of each rank."""
-        plans = self.traffic.plan(range(RANKS))
+        plans = self.plans = self.traffic.plan(range(RANKS))
         drawn = {p.request: 7 for plan in plans.values() for p in plan.pieces if p.sampling}
         for output in self.traffic.apply(plans, drawn, ()):
             self.tokens[output.request] += 1
@@ -107,3 +109,99 @@ def test_fewer_rows_than_a_tile_stay_as_they_are() -> None:
     served.step()
     served.add("long", 12, 4, 1)
     assert [served.step()[1] for _ in range(3)] == [5, 5, 2]
+
+
+def due(served: Served, shard: int = 0) -> list[tuple[int, int]]:
+    """(first block, tokens) of what that rank is told to store before the step that is planned now."""
+    plans = served.traffic.plan(range(RANKS))
+    return [(p.first, p.tokens(BLOCK)) for p in plans[shard].due]
+
+
+def test_kv_is_stored_before_the_step_after_the_one_that_computed_it_and_counts() -> None:
+    served = Served()
+    served.add("one", 20, 40, 0)
+    assert due(served) == []
+    served.step()
+    assert due(served) == due(served) == [(0, 16), (1, 4)], "as often as the step is planned"
+    served.step()
+    assert due(served) == [(1, 5)]
+
+
+def test_what_is_over_or_begins_anew_is_not_stored() -> None:
+    served = Served()
+    served.add("one", 20, 1, 0)
+    served.add("two", 5, 3, 0)
+    served.step()
+    assert due(served) == [(0, 5)], "of the other one"
+
+    served = Served(blocks=5)
+    served.add("old", 30, 30, 0)
+    served.add("young", 30, 10, 0)
+    before: set[str] = set()
+    while not any(request.lives for request in served.traffic.open(0)):
+        before = {p.request for p in served.plans[0].sealed} if served.tokens["old"] else set()
+        served.step()
+    assert before == {"old", "young"}
+    assert {p.request for p in served.plans[0].due} == {"old"}, "the young one's blocks are others'"
+
+
+def test_a_moved_request_goes_on_behind_what_is_restored_and_from_its_first_token_without() -> None:
+    served = Served()
+    for name in ("first", "second", "third"):
+        served.add(name, 20, 60, 1)
+    for _ in range(3):
+        served.step()
+    moved = served.traffic.move([1], [0])
+    # 22 tokens have KV, and all but the newest of them were ordered to be stored.
+    assert [(m.request.id, m.prefix.tokens(BLOCK), m.source, m.target) for m in moved] == [
+        (name, 21, 1, 0) for name in ("first", "second", "third")
+    ]
+    whole, partly, nothing = moved
+    served.traffic.regained(whole, 2)
+    served.traffic.regained(partly, 1)
+    pieces = {p.request: p for p in served.traffic.plan([0], canary=True)[0].pieces}
+    assert (pieces["first"].start, len(pieces["first"].tokens)) == (21, 2)
+    assert pieces["second"].start == 16
+    assert nothing.request.computed == 0
+    assert pieces["first"].blocks == whole.prefix.blocks
+    names = served.traffic._schedulers[0]._names(partly.request, 1)
+    assert tuple(names) == partly.prefix.hashes[:1], "what was restored keeps its name"
+    assert served.traffic._schedulers[0]._names(nothing.request, 1)[0] != nothing.prefix.hashes[0]
+
+
+def test_all_that_was_restored_is_stored_again_by_who_has_it_now() -> None:
+    served = Served()
+    served.add("one", 20, 60, 1)
+    for _ in range(3):
+        served.step()
+    [moved] = served.traffic.move([1], [0])
+    served.traffic.regained(moved, 2)
+    served.step()
+    assert due(served) == [(0, 16), (1, 7)]
+
+
+def test_a_request_for_whose_kv_there_is_no_room_waits_and_is_computed_again() -> None:
+    served = Served(blocks=4)
+    served.add("here", 30, 15, 0)
+    served.add("there", 30, 15, 1)
+    for _ in range(3):
+        served.step()
+    assert served.traffic.move([1], [0]) == []
+    [waiting] = [r for r in served.traffic.open(0) if r.id == "there"]
+    assert (waiting.computed, waiting.blocks) == (0, [])
+    for _ in range(60):
+        served.step()
+    assert served.tokens == {"here": 15, "there": 15}
+
+
+def test_equal_tokens_of_two_requests_or_two_lives_have_different_names() -> None:
+    served = Served()
+    served.add("one", 40, 10, 0)
+    served.add("other", 40, 10, 0)
+    served.step()
+    scheduler = served.traffic._schedulers[0]
+    one, other = served.traffic.open(0)
+    first = [*scheduler._names(one, 2), scheduler._tail_name(one, 39)]
+    assert not set(first) & {*scheduler._names(other, 2), scheduler._tail_name(other, 39)}
+    scheduler._anew(one)
+    assert not set(first) & {*scheduler._names(one, 2), scheduler._tail_name(one, 39)}
