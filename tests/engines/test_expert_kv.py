@@ -73,12 +73,15 @@ def test_who_takes_over_is_lost_too_and_the_next_one_goes_on_from_what_is_stored
     streams = Streams(drill)
     for _ in range(3):
         streams.step()
+    twice = streams.of(VICTIM)
     other = 2  # has the fewest requests, so it is asked first, and no copies that only the victim has too
     drill.hurt(Fault("kill", "step", VICTIM))
     drill.hurt(Fault("kill", point, other))
     while drill.engine.crew.members.keys() & {VICTIM, other}:
         streams.step()
     assert set(drill.engine.crew.members) == {0, 3}
+    begun = {name: drill.engine.traffic.history[name][-1].start for name in twice}
+    assert all(start > 0 for start in begun.values()), begun
     streams.to_the_end(oracle)
 
 

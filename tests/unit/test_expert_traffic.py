@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 pytest.importorskip("torch")
@@ -39,7 +40,7 @@ class Served:
         options = Options(
             model="", ep=RANKS, slots=1, tile=TILE, rows=rows, block=BLOCK, blocks=blocks, settings=settings
         )  # fmt: skip
-        self.traffic = Traffic(options, 512)
+        self.options, self.traffic = options, Traffic(options, 512)
         self.tokens: dict[str, int] = {}
 
     def add(self, name: str, prompt: int, tokens: int, shard: int) -> None:
@@ -205,3 +206,20 @@ def test_equal_tokens_of_two_requests_or_two_lives_have_different_names() -> Non
     assert not set(first) & {*scheduler._names(other, 2), scheduler._tail_name(other, 39)}
     scheduler._anew(one)
     assert not set(first) & {*scheduler._names(one, 2), scheduler._tail_name(one, 39)}
+
+
+def test_who_takes_over_may_be_lost_before_it_has_stored_anything() -> None:
+    served = Served()
+    served.traffic = Traffic(msgspec.structs.replace(served.options, ep=4), 512)
+    served.add("one", 20, 60, 1)
+    for _ in range(3):
+        served.step()
+    [moved] = served.traffic.move([1], [0, 2, 3])
+    assert (moved.source, moved.target) == (1, 0)
+    served.traffic.regained(moved, 2)
+    [again] = served.traffic.move([0], [2, 3])
+    assert (again.source, again.target) == (1, 2)
+    assert again.prefix.hashes[:1] == moved.prefix.hashes[:1]
+    served.traffic.regained(again, 1)
+    # The first is there again: what it stored is its own, and nobody else may write in its name.
+    assert served.traffic.move([2], [1, 3]) == []

@@ -45,7 +45,7 @@ class ShardPlan:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A request of the lost rank `source` is `target`'s now, where `prefix` is to be loaded."""
+    """A request of a lost rank is `target`'s now, where `prefix` is to be loaded, which the lost rank `source` stored."""
 
     source: int
     target: int
@@ -80,12 +80,9 @@ class Traffic:
             )
             for shard in range(options.ep)
         }  # fmt: skip
-        self._due: dict[
-            int, list[tuple[int, Prefix]]
-        ] = {}  # of each shard, with the life of the request
-        self._kept: dict[
-            str, int
-        ] = {}  # tokens of each request that its rank was told to store, and answered
+        # Of each shard, with the life of the request; and of each request: who stores so many tokens of it, as a step has answered.
+        self._due: dict[int, list[tuple[int, Prefix]]] = {}
+        self._kept: dict[str, tuple[int, int]] = {}
         self.history: dict[str, list[Computed]] = {}
 
     @property
@@ -135,7 +132,8 @@ class Traffic:
             lives = {request.id: request.lives for request in self._schedulers[shard].running}
             self._due[shard] = [(lives[p.request], p) for p in plan.sealed if p.request in lives]
             for prefix in plan.due:
-                self._kept[prefix.request] = prefix.first * self._block + prefix.tokens(self._block)
+                tokens = prefix.first * self._block + prefix.tokens(self._block)
+                self._kept[prefix.request] = (shard, tokens)
             for name in over:
                 self._kept.pop(name, None)
             for piece in plan.pieces:
@@ -150,15 +148,17 @@ class Traffic:
 
     def move(self, gone: Collection[int], shards: Collection[int]) -> list[Moved]:
         """Open requests of `gone` ranks go to others, to be computed from their first token again but for what is restored: returns what can
-        be, if `regained` is told of it at once."""
+        be, if `regained` is told of it at once. What a rank stored that lives (again) is its own."""
         found = []
         for shard in gone:
             self._due.pop(shard, None)
             for request in self._schedulers[shard].end_all(""):
                 target = self._emptiest(shards)
-                prefix = self._schedulers[target].readmit(request, self._kept.pop(request.id, 0))
+                source, tokens = self._kept.get(request.id, (shard, 0))
+                kept = 0 if source in shards else tokens
+                prefix = self._schedulers[target].readmit(request, kept)
                 if prefix is not None:
-                    found.append(Moved(shard, target, request, prefix))
+                    found.append(Moved(source, target, request, prefix))
         return found
 
     def regained(self, moved: Moved, blocks: int) -> None:
@@ -166,6 +166,7 @@ class Traffic:
         self._schedulers[moved.target].restored(moved.request, moved.prefix.head(blocks))
 
     def end_all(self, reason: str) -> list[Output]:
+        self._kept.clear()
         ended = [r for each in self._schedulers.values() for r in each.end_all(reason)]
         return [Output(request.id, None, reason) for request in ended]
 
