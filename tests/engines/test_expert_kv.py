@@ -50,8 +50,8 @@ def test_every_stream_has_its_next_token_from_the_step_that_validates_the_recove
     drill.hurt(Fault("kill", "expert", VICTIM))
     assert streams.recovers() == set(streams.got)
     assert lost
-    # Of each, the newest token's KV was not ordered to be stored yet.
-    assert facts(drill)["restored_tokens"] == sum(known.values()) - len(lost)
+    # Of each, the newest token's KV was to be stored before the step that was lost, and may have been or not.
+    assert 0 <= sum(known.values()) - facts(drill)["restored_tokens"] <= len(lost)
     streams.to_the_end(oracle)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from dynamo_gpu_ft.engines.reference.experts.traffic import Traffic, rows_of_a_step
+from dynamo_gpu_ft.engines.reference.experts.traffic import Moved, Traffic, rows_of_a_step
 from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.engines.reference.sampling import Sampling
 
@@ -146,6 +146,11 @@ def test_what_is_over_or_begins_anew_is_not_stored() -> None:
     assert {p.request for p in served.plans[0].due} == {"old"}, "the young one's blocks are others'"
 
 
+def known(moved: Moved) -> list[int]:
+    """Tokens of what may be stored of it."""
+    return [prefix.tokens(BLOCK) for prefix in moved.prefixes]
+
+
 def test_a_moved_request_goes_on_behind_what_is_restored_and_from_its_first_token_without() -> None:
     served = Served()
     for name in ("first", "second", "third"):
@@ -153,21 +158,23 @@ def test_a_moved_request_goes_on_behind_what_is_restored_and_from_its_first_toke
     for _ in range(3):
         served.step()
     moved = served.traffic.move([1], [0])
-    # 22 tokens have KV, and all but the newest of them were ordered to be stored.
-    assert [(m.request.id, m.prefix.tokens(BLOCK), m.source, m.target) for m in moved] == [
-        (name, 21, 1, 0) for name in ("first", "second", "third")
+    # 22 tokens have KV, and all but the newest of them were ordered to be stored: 21 last, 20 before.
+    assert [(m.request.id, known(m), m.source, m.target) for m in moved] == [
+        (name, [21, 20], 1, 0) for name in ("first", "second", "third")
     ]
     whole, partly, nothing = moved
-    served.traffic.regained(whole, 2)
-    served.traffic.regained(partly, 1)
+    served.traffic.regained(whole, whole.prefixes[0])
+    served.traffic.regained(partly, partly.prefixes[0].head(1))
     pieces = {p.request: p for p in served.traffic.plan([0], canary=True)[0].pieces}
     assert (pieces["first"].start, len(pieces["first"].tokens)) == (21, 2)
     assert pieces["second"].start == 16
     assert nothing.request.computed == 0
-    assert pieces["first"].blocks == whole.prefix.blocks
+    assert pieces["first"].blocks == whole.prefixes[0].blocks
     names = served.traffic._schedulers[0]._names(partly.request, 1)
-    assert tuple(names) == partly.prefix.hashes[:1], "what was restored keeps its name"
-    assert served.traffic._schedulers[0]._names(nothing.request, 1)[0] != nothing.prefix.hashes[0]
+    assert tuple(names) == partly.prefixes[0].hashes[:1], "what was restored keeps its name"
+    assert (
+        served.traffic._schedulers[0]._names(nothing.request, 1)[0] != nothing.prefixes[0].hashes[0]
+    )
 
 
 def test_all_that_was_restored_is_stored_again_by_who_has_it_now() -> None:
@@ -176,7 +183,7 @@ def test_all_that_was_restored_is_stored_again_by_who_has_it_now() -> None:
     for _ in range(3):
         served.step()
     [moved] = served.traffic.move([1], [0])
-    served.traffic.regained(moved, 2)
+    served.traffic.regained(moved, moved.prefixes[0])
     served.step()
     assert due(served) == [(0, 16), (1, 7)]
 
@@ -216,10 +223,26 @@ def test_who_takes_over_may_be_lost_before_it_has_stored_anything() -> None:
         served.step()
     [moved] = served.traffic.move([1], [0, 2, 3])
     assert (moved.source, moved.target) == (1, 0)
-    served.traffic.regained(moved, 2)
+    [same] = served.traffic.move([], [0, 2, 3])
+    assert same == moved, "as long as nobody has said what became of it"
     [again] = served.traffic.move([0], [2, 3])
-    assert (again.source, again.target) == (1, 2)
-    assert again.prefix.hashes[:1] == moved.prefix.hashes[:1]
-    served.traffic.regained(again, 1)
+    assert (again.source, again.target, known(again)) == (1, 2, [21, 20])
+    served.traffic.regained(again, again.prefixes[1])
+    [third] = served.traffic.move([2], [3])
+    assert (third.source, third.target, known(third)) == (1, 3, [20])
+    served.traffic.regained(third, third.prefixes[0])
     # The first is there again: what it stored is its own, and nobody else may write in its name.
-    assert served.traffic.move([2], [1, 3]) == []
+    assert served.traffic.move([3], [1, 2]) == []
+
+
+def test_what_was_not_restored_before_the_next_step_never_is() -> None:
+    served = Served()
+    served.add("one", 20, 60, 1)
+    for _ in range(3):
+        served.step()
+    assert len(served.traffic.move([1], [0])) == 1
+    plans = served.traffic.plan([0])
+    assert plans[0].pieces[0].start == 0
+    served.traffic.apply(plans, {"one": 7}, ())
+    assert served.traffic.move([], [0]) == []
+    assert served.traffic.move([0], [1]) == []

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+
+import msgspec
 
 from dynamo_gpu_ft.engines.reference.messages import Prefix
 from dynamo_gpu_ft.engines.reference.sampling import Sampling
@@ -161,22 +163,29 @@ class Scheduler:
         blocks = tuple(request.blocks[: len(names)])
         return Prefix(request=request.id, first=0, blocks=blocks, hashes=tuple(names), tail=tail)
 
-    def readmit(self, request: Request, kept: int) -> Prefix | None:
-        """A request that another scheduler gave up, and the first `kept` tokens of which are stored: what of that is to be loaded, into blocks
-        that it has from now on. Until `restored` says so none of it is there. None where there is nothing to load, or no room: it waits."""
-        request.computed, request.stored = min(kept, request.computed), 0
-        prefix = None
-        if request.computed and self._room(request, request.computed):
-            prefix = self.kept_blocks(request)
+    def stored(self, request: Request, last: Prefix) -> Prefix:
+        """All that is stored of a request once `last`, its newest blocks, is; the engine's blocks are for `readmit` to say."""
+        names = (*request.hashes[: last.first], *last.hashes)
+        return Prefix(
+            request=request.id, first=0, blocks=(0,) * len(names), hashes=names, tail=last.tail
+        )
+
+    def readmit(self, request: Request, stored: Sequence[Prefix]) -> tuple[Prefix, ...]:
+        """A request that another scheduler gave up: what may be stored of it, in blocks that it has from now on, one of which is to be loaded.
+        Until `restored` says which, none of it is there. () where there is nothing to load, or no room: it waits."""
         self._anew(request)
-        if prefix is None or not prefix.blocks:
+        most = max((prefix.tokens(self.block) for prefix in stored), default=0)
+        if not most or not self._room(request, most):
             self.waiting.insert(0, request)
-            return None
+            return ()
         self.running.append(request)
-        return prefix
+        return tuple(
+            msgspec.structs.replace(prefix, blocks=tuple(request.blocks[: len(prefix.hashes)]))
+            for prefix in stored
+        )
 
     def restored(self, request: Request, prefix: Prefix) -> None:
-        """These blocks, of the prefix that `readmit` gave, are there."""
+        """These blocks, of a prefix that `readmit` gave, are there."""
         request.computed = prefix.tokens(self.block)
         request.hashes = list(prefix.hashes[: request.computed // self.block])
 

@@ -229,27 +229,26 @@ class ExpertGroup(Adapter):
         size, tokens, reasons = 0, 0, set[str]()
         for source, target in sorted({(each.source, each.target) for each in moved}):
             some = [each for each in moved if (each.source, each.target) == (source, target)]
-            restored = self._loaded(source, target, [each.prefix for each in some], deadline)
+            restored = self._loaded(source, target, [each.prefixes for each in some], deadline)
             for each in some:
-                self._traffic.regained(each, restored.blocks.get(each.request.id, 0))
+                self._traffic.regained(each, restored.found.get(each.request.id))
                 tokens += each.request.computed
             size += restored.bytes
             reasons |= set(restored.reasons)
         return {"kv_bytes": size, "restored_tokens": tokens, "not_restored": sorted(reasons)}
 
     def _loaded(
-        self, source: int, target: int, prefixes: Sequence[say.Prefix], deadline: Deadline
-    ) -> say.Restored:
+        self, source: int, target: int, wanted: Sequence[tuple[say.Prefix, ...]], deadline: Deadline
+    ) -> tell.Regained:
         self._regains += 1
         number = self._regains
         order = tell.Regain(
-            number=number, shard=source, prefixes=tuple(prefixes), deadline_s=deadline.left_s / 2
+            number=number, shard=source, wanted=tuple(wanted), deadline_s=deadline.left_s / 2
         )
-        told = self._asking.ask(
+        told: dict[int, tell.Regained] = self._asking.ask(
             {target: self._crew.members[target]}, order, tell.Regained, deadline, lambda m: m.number == number
         )  # fmt: skip
-        restored: say.Restored = told[target].restored
-        return restored
+        return told[target]
 
     # -- together ------------------------------------------------------------------------------------------------------------
 

@@ -92,11 +92,12 @@ class Forward(_Message, frozen=True, kw_only=True):
 
 
 class Regain(_Message, frozen=True, kw_only=True):
-    """Load KV of these prefixes, which the lost `shard` had stored, into one's own cache. Answer: `Regained`, of the same number."""
+    """Load KV that the lost `shard` had stored into one's own cache: of each request one of its prefixes, the first of them if it is there. Answer:
+    `Regained`, of the same number."""
 
     number: int
     shard: int
-    prefixes: tuple[say.Prefix, ...]
+    wanted: tuple[tuple[say.Prefix, ...], ...]
     deadline_s: float
 
 
@@ -169,8 +170,12 @@ class Stepped(_Message, frozen=True, kw_only=True):
 
 
 class Regained(_Message, frozen=True, kw_only=True):
+    """`found`: of each request the prefix that is verified in the cache, as far as it is; `reasons` why not more."""
+
     number: int
-    restored: say.Restored
+    found: dict[str, say.Prefix] = {}
+    bytes: int = 0
+    reasons: tuple[str, ...] = ()
 
 
 class Committed(_Message, frozen=True, kw_only=True):

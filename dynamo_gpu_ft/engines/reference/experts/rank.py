@@ -73,8 +73,8 @@ class ExpertRank(rank.Rank):
 
     def _regain(self, order: tell.Regain) -> tell.Regained:
         self._faults.at("restore")
-        found = self._here.stored.regain(order.shard, order.prefixes, order.deadline_s)
-        return tell.Regained(number=order.number, restored=found)
+        found, size, reasons = self._here.stored.regain(order.shard, order.wanted, order.deadline_s)
+        return tell.Regained(number=order.number, found=found, bytes=size, reasons=reasons)
 
     def _refill(self, order: tell.Refill) -> None:
         self._here.refill(order)

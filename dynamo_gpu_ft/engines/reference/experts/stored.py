@@ -5,12 +5,13 @@ A rank is one shard of the store, its payload a block of all heads. Without prot
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 import torch
 
 from dynamo_gpu_ft.engines.reference.kv import Snapshots
-from dynamo_gpu_ft.engines.reference.messages import Prefix, Restored
+from dynamo_gpu_ft.engines.reference.messages import Prefix
 from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.engines.reference.shape import Shape
 from dynamo_gpu_ft.engines.reference.split import Cut
@@ -48,17 +49,31 @@ class StoredKV:
         self._own.forget(gone)
         return self._own.store(sealed)
 
-    def regain(self, shard: int, prefixes: Sequence[Prefix], deadline_s: float) -> Restored:
-        """Loads what the lost `shard` had stored of these into their blocks here, each up to the first block that is not there as it was.
-        Blocks until done; never raises for what cannot be had."""
+    def regain(
+        self, shard: int, wanted: Sequence[Sequence[Prefix]], deadline_s: float
+    ) -> tuple[dict[str, Prefix], int, tuple[str, ...]]:
+        """Loads what the lost `shard` had stored into blocks here: of each request the first of its prefixes that is whole, else what there is of
+        the last. Returns what is there then, the bytes, and why not more. Blocks until done; never raises for what cannot be had."""
         lost, why = self._joined(shard) if self._own is not None else (None, self.why_not)
         if lost is None:
-            return Restored(blocks={}, bytes=0, seconds=0.0, reasons=(why,))
+            return {}, 0, (why,)
+        found: dict[str, Prefix] = {}
+        size, reasons, give_up = 0, set[str](), time.monotonic() + deadline_s
         try:
-            found = lost.restore(prefixes, (shard,), deadline_s)
-            lost.forget([prefix.request for prefix in prefixes])
+            for turn in range(max(map(len, wanted), default=0)):
+                left = [each for each in wanted if each[0].request not in found]
+                asked = {each[0].request: each[min(turn, len(each) - 1)] for each in left}
+                last = {each[0].request for each in left if turn >= len(each) - 1}
+                loaded = lost.restore(list(asked.values()), (shard,), give_up - time.monotonic())
+                for name, prefix in asked.items():
+                    head = prefix.head(loaded.blocks.get(name, 0))
+                    if head == prefix or name in last:
+                        found[name] = head
+                size += loaded.bytes
+                reasons |= set(loaded.reasons)
+            lost.forget([each[0].request for each in wanted])
         except (GpuFtError, OSError) as error:
-            found = Restored(blocks={}, bytes=0, seconds=0.0, reasons=(str(error),))
+            reasons.add(str(error))
         finally:
             lost.close()
-        return found
+        return found, size, tuple(sorted(reasons))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dynamo_gpu_ft.engines.reference.driving import Output
 from dynamo_gpu_ft.engines.reference.messages import Prefix
@@ -45,12 +46,13 @@ class ShardPlan:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A request of a lost rank is `target`'s now, where `prefix` is to be loaded, which the lost rank `source` stored."""
+    """A request of a lost rank is `target`'s now, where one of `prefixes` is to be loaded, the best first, which the lost rank `source` stored."""
 
     source: int
     target: int
     request: Request
-    prefix: Prefix
+    life: int
+    prefixes: tuple[Prefix, ...]
 
 
 def rows_of_a_step(
@@ -68,11 +70,20 @@ def rows_of_a_step(
     return tile * max(-(-rows // tile) for rows in wanted) - apart
 
 
+class Kept(NamedTuple):
+    """What of a request is stored, by which shard, in which life of it: the newest that was asked for, which the rank may not have come to, and
+    what was before that."""
+
+    shard: int
+    life: int
+    prefixes: tuple[Prefix, ...]
+
+
 class Traffic:
     """`history`: request -> what was computed of it, in order; kept until it is taken."""
 
     def __init__(self, options: Options, positions: int) -> None:
-        self._tile, self._block, config = options.tile, options.block, options.config()
+        self._tile, config = options.tile, options.config()
         self._schedulers = {
             shard: Scheduler(
                 blocks=options.blocks, block=options.block, rows=options.rows, positions=positions,
@@ -80,9 +91,11 @@ class Traffic:
             )
             for shard in range(options.ep)
         }  # fmt: skip
-        # Of each shard, with the life of the request; and of each request: who stores so many tokens of it, as a step has answered.
-        self._due: dict[int, list[tuple[int, Prefix]]] = {}
-        self._kept: dict[str, tuple[int, int]] = {}
+        self._due: dict[
+            int, list[tuple[int, Prefix]]
+        ] = {}  # of each shard, with the request's life
+        self._kept: dict[str, Kept] = {}
+        self._moving: list[Moved] = []  # and nobody has said yet that anything is loaded
         self.history: dict[str, list[Computed]] = {}
 
     @property
@@ -114,26 +127,36 @@ class Traffic:
         for shard, scheduler in chosen.items():
             plan = scheduler.plan(room)
             if plan is not None:
-                lives = {request.id: request.lives for request in scheduler.running}
-                due = tuple(
-                    p for life, p in self._due.get(shard, ()) if lives.get(p.request) == life
-                )
+                due = self._stored(shard, {request.id: request for request in scheduler.running})
                 found[shard] = ShardPlan(plan.pieces, plan.sealed, plan.gone, due)
         return found
+
+    def _stored(self, shard: int, running: Mapping[str, Request]) -> tuple[Prefix, ...]:
+        """What that rank is to store now."""
+        lives = {name: request.lives for name, request in running.items()}
+        due = tuple(p for life, p in self._due.get(shard, ()) if lives.get(p.request) == life)
+        for name, last in {prefix.request: prefix for prefix in due}.items():
+            newest = self._schedulers[shard].stored(running[name], last)
+            kept = self._kept.get(name)
+            known = kept.prefixes if kept and kept[:2] == (shard, lives[name]) else ()
+            if newest not in known:
+                self._kept[name] = Kept(shard, lives[name], (newest, *known[:1]))
+        return due
 
     def apply(
         self, plans: Mapping[int, ShardPlan], drawn: Mapping[str, int], mask: Mask, gaps: Mapping[str, int] = {}
     ) -> list[Output]:  # fmt: skip
         """The step was computed, and counts. `gaps`: request -> first block of it that could not be stored."""
+        for moved in self._moving:
+            self._kept.pop(moved.request.id, None)
+        self._moving.clear()
         outputs = []
         for shard, plan in plans.items():
             own = Plan(plan.pieces, plan.sealed, plan.gone)
             over = {r.id: r for r in self._schedulers[shard].apply(own, drawn, gaps)}
-            lives = {request.id: request.lives for request in self._schedulers[shard].running}
-            self._due[shard] = [(lives[p.request], p) for p in plan.sealed if p.request in lives]
-            for prefix in plan.due:
-                tokens = prefix.first * self._block + prefix.tokens(self._block)
-                self._kept[prefix.request] = (shard, tokens)
+            running = {request.id: request for request in self._schedulers[shard].running}
+            newest = [(running.get(p.request), p) for p in plan.sealed]
+            self._due[shard] = [(request.lives, p) for request, p in newest if request]
             for name in over:
                 self._kept.pop(name, None)
             for piece in plan.pieces:
@@ -148,22 +171,29 @@ class Traffic:
 
     def move(self, gone: Collection[int], shards: Collection[int]) -> list[Moved]:
         """Open requests of `gone` ranks go to others, to be computed from their first token again but for what is restored: returns what can
-        be, if `regained` is told of it at once. What a rank stored that lives (again) is its own."""
-        found = []
+        be, until the next step; `regained` is to be told of it. What a rank stored that lives (again) is its own."""
+        found = [m for m in self._moving if m.target in shards and m.request.lives == m.life]
         for shard in gone:
             self._due.pop(shard, None)
             for request in self._schedulers[shard].end_all(""):
                 target = self._emptiest(shards)
-                source, tokens = self._kept.get(request.id, (shard, 0))
-                kept = 0 if source in shards else tokens
-                prefix = self._schedulers[target].readmit(request, kept)
-                if prefix is not None:
-                    found.append(Moved(source, target, request, prefix))
+                kept = self._kept.pop(request.id, None)
+                there = kept and kept.life == request.lives and kept.shard not in shards
+                prefixes = kept.prefixes if kept and there else ()
+                prefixes = self._schedulers[target].readmit(request, prefixes)
+                if kept and prefixes:
+                    self._kept[request.id] = kept._replace(life=request.lives)
+                    found.append(Moved(kept.shard, target, request, request.lives, prefixes))
+        self._moving = list(found)
         return found
 
-    def regained(self, moved: Moved, blocks: int) -> None:
-        """The first `blocks` blocks of it are in the target's cache."""
-        self._schedulers[moved.target].restored(moved.request, moved.prefix.head(blocks))
+    def regained(self, moved: Moved, found: Prefix | None) -> None:
+        """That much of one of the prefixes is in the target's cache."""
+        self._moving.remove(moved)
+        del self._kept[moved.request.id]
+        if found is not None and found.blocks:
+            self._schedulers[moved.target].restored(moved.request, found)
+            self._kept[moved.request.id] = Kept(moved.source, moved.request.lives, (found,))
 
     def end_all(self, reason: str) -> list[Output]:
         self._kept.clear()
