@@ -5,9 +5,11 @@ Loaded by pytest before all tests. `GFT_TEST_SEED=<number>` repeats a run's rand
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import random
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +76,20 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """A developer's own DYN_GPU_FT_* variables must not decide a test."""
     for name in [name for name in os.environ if name.startswith("DYN_GPU_FT_")]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def many_files() -> Iterator[contextlib.ExitStack]:
+    """Open until the stack is closed: whatever is opened meanwhile has a number that select refuses."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2048:
+        pytest.skip(f"a process may have {hard} files here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    with contextlib.ExitStack() as held:
+        for _ in range(1024):
+            held.enter_context(open(os.devnull, "rb"))
+        yield held
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from dynamo_gpu_ft.nvrx.outcome import OK, Outcome, after_loss, exit_words
 from dynamo_gpu_ft.nvrx.signals import Signals
 from dynamo_gpu_ft.nvrx.translate import Job
 from dynamo_gpu_ft.nvrx.wishes import Wish
+from dynamo_gpu_ft.recovery import waiting
 
 KILL_S = 10.0
 
@@ -94,7 +95,7 @@ class BuiltinMonitor:
                 self._events.emit(RecoveryFailedEvent(reason=plan.reason))
                 return plan
             if plan.delay_s and not signals.received():
-                select.select([signals.descriptor], [], [], plan.delay_s)
+                waiting.readable([signals.descriptor], plan.delay_s)
             if number := signals.received():
                 return _told_to_end(number)
 

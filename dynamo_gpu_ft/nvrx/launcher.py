@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import sys
 import time
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from dynamo_gpu_ft.nvrx.limits import Limits
 from dynamo_gpu_ft.nvrx.outcome import Outcome, of_launcher
 from dynamo_gpu_ft.nvrx.signals import Signals
 from dynamo_gpu_ft.nvrx.translate import Launch
+from dynamo_gpu_ft.recovery import waiting
 
 KILL_S = 10.0
 #: The launcher's own way from the end of its ranks to its own.
@@ -77,7 +77,7 @@ def _wait(child: Child, signals: Signals, grace_s: float) -> None:
     while True:
         timeout = None if give_up is None else max(0.0, give_up - time.monotonic())
         watched = [child.descriptor] + ([signals.descriptor] if give_up is None else [])
-        ready, _, _ = select.select(watched, [], [], timeout)
+        ready = waiting.readable(watched, timeout)
         if child.descriptor in ready or not ready:
             return
         child.ask_to_end()

@@ -12,7 +12,6 @@ import importlib
 import io
 import multiprocessing
 import os
-import select
 import signal
 import socket
 import struct
@@ -26,7 +25,7 @@ from typing import Any
 
 import msgspec
 
-from dynamo_gpu_ft.recovery import processes
+from dynamo_gpu_ft.recovery import processes, waiting
 
 #: A fork takes milliseconds; a nursery that has not answered after so long is stopped or stuck.
 BIRTH_S = 2.0
@@ -71,7 +70,7 @@ class Nursery:
     @property
     def ready(self) -> bool:
         """Whether its imports are done and it is there, as far as can be told without asking. Never blocks."""
-        if not self._said and select.select([self._socket], [], [], 0)[0]:
+        if not self._said and waiting.readable([self._socket], 0):
             with contextlib.suppress(OSError):
                 self._said = self._socket.recv(16)
         return self._said == _READY and self.alive
@@ -164,7 +163,7 @@ class _Popen(popen_fork.Popen):
             for number in (theirs, alive, memory):
                 os.close(number)
         said = b""
-        if select.select([self.sentinel], [], [], BIRTH_S)[0]:
+        if waiting.readable([self.sentinel], BIRTH_S):
             said = os.read(self.sentinel, _PID.size)
         if len(said) != _PID.size:
             self.finalizer()  # a child that comes after all has nobody to tell, and ends

@@ -46,6 +46,14 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(made, ignore_errors=True)
 
 
+@pytest.mark.usefixtures("many_files")
+def test_a_driver_with_many_files_starts_ranks_and_replaces_one(folder: Path) -> None:
+    with Drill(tiny_llama(), folder, tp=2, arena_name="many") as drill:
+        wanted = drill.run(1).tokens
+        report = drill.run(1, [Fault("kill", "decode", 1)])
+        assert (report.tokens, report.failed) == (wanted, "")
+
+
 def test_the_death_of_the_nursery_hurts_nobody_and_the_next_loss_is_recovered(folder: Path) -> None:
     with Drill(tiny_llama(), folder, tp=2) as drill:
         wanted = drill.run(1).tokens

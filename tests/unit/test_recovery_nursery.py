@@ -138,13 +138,13 @@ def test_the_nursery_s_death_is_not_its_children_s(nursery: Nursery) -> None:
     assert process.exitcode == 7
 
 
-def test_a_process_with_many_files_is_told_of_the_nursery_s_death_too() -> None:
+def test_a_process_with_many_files_is_told_of_the_nursery_s_death_too(
+    many_files: contextlib.ExitStack,
+) -> None:
     """The other end of what tells of it has a high number then, and no child may hold it."""
-    with contextlib.ExitStack() as held:
-        for _ in range(300):
-            held.enter_context(open(os.devnull, "rb"))
-        made = Nursery(IMPORTED)
-        await_ready(made)
+    made = Nursery(IMPORTED)
+    await_ready(made)
+    many_files.close()
     process, pipe, _ = born(made)
     os.kill(made.pid, signal.SIGKILL)
     assert wait([made._process.sentinel], WAIT_S)

@@ -23,18 +23,6 @@ DEVICES = ("cpu", "cuda")
 def check(options: Options) -> None:
     """Raises `ConfigError` unless ranks with these options can have their device and communicators on this machine. Loads NCCL where it is wanted,
     and makes no context on a GPU."""
-    if options.device not in DEVICES or (
-        options.device == "cuda" and not torch.backends.cuda.is_built()
-    ):
-        raise ConfigError(
-            "ranks cannot compute on this device",
-            where=options.name,
-            value=options.device,
-            rule="one of "
-            + ", ".join(DEVICES)
-            + ", the latter with a torch that is built for CUDA",
-            remedy='device="cpu"',
-        )
     if options.backend not in BACKENDS:
         raise ConfigError(
             "no such back end for the ranks' communicators",
@@ -50,6 +38,18 @@ def check(options: Options) -> None:
                 options,
                 f"{library.path} is a {'simulated' if library.simulated else 'real'} NCCL",
             )
+    if options.device not in DEVICES or (
+        options.device == "cuda" and not torch.backends.cuda.is_built()
+    ):
+        raise ConfigError(
+            "ranks cannot compute on this device",
+            where=options.name,
+            value=options.device,
+            rule="one of "
+            + ", ".join(DEVICES)
+            + ", the latter with a torch that is built for CUDA",
+            remedy='device="cpu"',
+        )
 
 
 def backend_of(options: Options, rendezvous: Rendezvous) -> CommBackend:

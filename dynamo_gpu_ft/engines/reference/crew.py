@@ -6,7 +6,6 @@ Every wait looks at all of them at once: channels, process descriptors and the w
 from __future__ import annotations
 
 import os
-import select
 import signal
 import time
 import weakref
@@ -23,6 +22,7 @@ from dynamo_gpu_ft.engines.reference.nursery import Nursery
 from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.health import heartbeat
 from dynamo_gpu_ft.recovery import processes
+from dynamo_gpu_ft.recovery.waiting import readable
 
 #: A nursery that dies at once is not started more often than this.
 NURSERY_EVERY_S = 1.0
@@ -51,7 +51,7 @@ class Process:
         """Whether the process is there, hung or not; True before it said hello."""
         if not self.pid:
             return not self.channel.closed
-        return self._pidfd >= 0 and not select.select([self._pidfd], [], [], 0)[0]
+        return self._pidfd >= 0 and not readable([self._pidfd], 0)
 
     @property
     def stopped(self) -> bool:
@@ -89,7 +89,7 @@ class Process:
         if self._pidfd >= 0:
             with suppress(OSError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            gone = bool(select.select([self._pidfd], [], [], deadline_s)[0])
+            gone = bool(readable([self._pidfd], deadline_s))
             os.close(self._pidfd)
             self._pidfd = -1
         else:
@@ -288,7 +288,7 @@ class Crew:
                 descriptors.append(self._calls)
             if self._unborn:
                 descriptors.append(self.nursery.fileno())
-            select.select(descriptors, [], [], min(left, 0.5))
+            readable(descriptors, min(left, 0.5))
 
     def end_all(self) -> None:
         """Every rank and the nursery; nothing starts again. Never raises."""

@@ -5,7 +5,6 @@ Orders go out, one reply comes back for each; both carry the epoch where it matt
 
 from __future__ import annotations
 
-import select
 import socket
 import struct
 import time
@@ -15,6 +14,7 @@ import msgspec
 
 from dynamo_gpu_ft.engines.reference.split import Cut, Range
 from dynamo_gpu_ft.engines.reference.tiles import Piece
+from dynamo_gpu_ft.recovery import waiting
 from dynamo_gpu_ft.recovery.weights.peer import Table
 
 
@@ -270,7 +270,7 @@ class Channel:
                 left = give_up - time.monotonic()
                 if left <= 0:
                     raise TimeoutError("the other end of a channel does not read") from None
-                select.select([], [self._sock], [], left)
+                waiting.writable(self._sock, left)
 
     def receive(self) -> list[Any]:
         """What has arrived in whole; never blocks. `closed` is set when the other end is gone. Raises `msgspec.DecodeError`, `OSError`."""

@@ -7,7 +7,6 @@ that cannot end by themselves then, because they are stopped; its own death hurt
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -19,7 +18,7 @@ from contextlib import suppress
 import msgspec
 
 from dynamo_gpu_ft.engines.reference.options import Options
-from dynamo_gpu_ft.recovery import processes
+from dynamo_gpu_ft.recovery import processes, waiting
 
 _MODULE = "dynamo_gpu_ft.engines.reference.nursery"
 _WARD = b"ward"  # instead of options: here is the descriptor of a rank that another nursery made
@@ -99,7 +98,7 @@ def serve(asked: socket.socket, driver: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped by the kernel
     wards: list[int] = []
     while True:
-        if driver in select.select([asked.fileno(), driver], [], [])[0]:
+        if driver in waiting.readable([asked, driver]):
             return _end(wards)
         message, descriptors, _, _ = socket.recv_fds(asked, 1 << 20, 1)
         if not message:
@@ -127,7 +126,7 @@ def serve(asked: socket.socket, driver: int) -> None:
 
 
 def _living(wards: list[int]) -> list[int]:
-    gone = set(select.select(wards, [], [], 0)[0])
+    gone = waiting.readable(wards, 0)
     for descriptor in gone:
         os.close(descriptor)
     return [descriptor for descriptor in wards if descriptor not in gone]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import queue
-import select
 import socket
 import threading
 from contextlib import suppress
@@ -31,7 +30,7 @@ from dynamo_gpu_ft.engines.reference.shard import Shard, Sources, device_of
 from dynamo_gpu_ft.engines.reference.tiles import Rows, pack
 from dynamo_gpu_ft.engines.reference.weights import view
 from dynamo_gpu_ft.health import heartbeat
-from dynamo_gpu_ft.recovery import processes
+from dynamo_gpu_ft.recovery import processes, waiting
 from dynamo_gpu_ft.recovery.comm.base import CommError
 from dynamo_gpu_ft.recovery.comm.rendezvous import Rendezvous
 
@@ -246,7 +245,7 @@ def main(
 
 def _listen(channel: Channel, rank: Rank, orders: queue.SimpleQueue[Any]) -> None:
     while not channel.closed:
-        select.select([channel], [], [])
+        waiting.readable([channel])
         for order in channel.receive():
             if isinstance(order, say.Revoke):
                 rank.group.revoke(order.epoch)
