@@ -74,7 +74,8 @@ class GroupAdapter(Protocol):
         the coordinator claims one for itself before each attempt. `plan.lost` may be empty: only communicators are made anew."""
 
     def validate(self, membership: Membership, deadline: Deadline) -> None:
-        """Weights of every rebuilt shard by digest, then one canary step through all ranks. Raises `StandbyLost` for a replacement
+        """Weights of every rebuilt shard by digest, then one canary step through all ranks; requests may compute in it too, what counts once
+        `commit` has returned. Raises `StandbyLost` for a replacement
         with wrong bytes where another one may have the right ones, `RecoveryFailed` for bytes or results that no repetition would mend."""
 
     def commit(self, membership: Membership, deadline: Deadline) -> None:
