@@ -14,9 +14,15 @@ class Streams:
     """Requests on all ranks that have their first tokens; `got` what each has had."""
 
     def __init__(self, drill: Drill, tokens: int = TOKENS) -> None:
-        self.engine, self.asked, self._tokens = drill.engine, prompts(1), tokens
-        names = [self.engine.submit(p, Sampling(max_tokens=tokens)) for p in self.asked]
-        self.got: dict[str, list[int]] = {name: [] for name in names}
+        self.engine, self._asked = drill.engine, dict[str, tuple[list[int], int]]()
+        self.got: dict[str, list[int]] = {}
+        self.ask(1, tokens)
+
+    def ask(self, seed: int, tokens: int) -> None:
+        """Further ones, until all have their first tokens."""
+        for prompt in prompts(seed):
+            name = self.engine.submit(prompt, Sampling(max_tokens=tokens))
+            self._asked[name], self.got[name] = (prompt, tokens), []
         while not all(self.got.values()):
             self.step()
 
@@ -35,8 +41,7 @@ class Streams:
         while self.engine.busy:
             self.step()
         assert not self.engine.failed
-        expected = [oracle.tokens(prompt, self._tokens) for prompt in self.asked]
-        assert list(self.got.values()) == expected
+        assert self.got == {name: oracle.tokens(*asked) for name, asked in self._asked.items()}
 
     def recovers(self) -> set[str]:
         """Steps until an epoch is new; who had a token in the step that made it so."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,34 @@ def test_a_request_goes_from_rank_to_rank_and_takes_its_kv_along(
         drill.engine.bring_back(victim)
         assert drill.engine.settle(60)
     assert moves > len(streams.got), "some have moved twice"
+    streams.to_the_end(oracle)
+
+
+def test_a_rank_on_its_way_back_is_the_only_one_that_writes_in_its_name(
+    drill: Drill, oracle: Oracle
+) -> None:
+    engine, streams = drill.engine, Streams(drill, tokens=40)
+    for _ in range(3):
+        streams.step()
+    drill.hurt(Fault("kill", "step", VICTIM))
+    streams.recovers()
+    engine.bring_back(VICTIM)
+    until = time.monotonic() + 60
+    while VICTIM not in engine.group.ready and time.monotonic() < until:
+        engine.group.look_at_returning()
+    # Who took over has stored nothing yet, and is lost too.
+    drill.hurt(Fault("kill", "random", 2))
+    while not engine.crew.lost and time.monotonic() < until:
+        engine.crew.look()
+    streams.recovers()
+    assert "its rank is on its way back" in facts(drill)["not_restored"]
+    engine.bring_back(2)
+    assert engine.settle(60)
+    streams.ask(8, tokens=20)
+    assert streams.of(VICTIM)
+    drill.hurt(Fault("kill", "step", VICTIM))
+    streams.recovers()
+    assert facts(drill)["restored_tokens"] > 0
     streams.to_the_end(oracle)
 
 

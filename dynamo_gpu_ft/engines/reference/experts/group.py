@@ -31,7 +31,8 @@ from dynamo_gpu_ft.topology import Device
 class ExpertGroup(Adapter):
     """`map` is what may be routed to now, `homes` what each rank held at the start; `manifest`: digest of every tensor of the model;
     `carried`: what requests computed in the step that validated the last recovery; `not_protected`: shard -> why its KV is not stored, "" where it
-    is; `facts`: "restored_tokens", "kv_bytes" of the lost ranks' requests, "not_restored" why not more; "entries", shard -> entry of its failover tables that each survivor went on with."""
+    is; `facts`: "restored_tokens", "kv_bytes" of the lost ranks' requests, "not_restored" why not more; "entries", shard -> entry of its failover
+    tables that each survivor went on with."""
 
     manifest: dict[str, bytes]
 
@@ -242,6 +243,8 @@ class ExpertGroup(Adapter):
     ) -> tell.Regained:
         self._regains += 1
         number = self._regains
+        if source in self.returning:  # it writes in its name by now
+            return tell.Regained(number=number, reasons=("its rank is on its way back",))
         order = tell.Regain(
             number=number, shard=source, wanted=tuple(wanted), deadline_s=deadline.left_s / 2
         )

@@ -62,6 +62,8 @@ class StoredKV:
         try:
             for turn in range(max(map(len, wanted), default=0)):
                 left = [each for each in wanted if each[0].request not in found]
+                if not left:
+                    break
                 asked = {each[0].request: each[min(turn, len(each) - 1)] for each in left}
                 last = {each[0].request for each in left if turn >= len(each) - 1}
                 loaded = lost.restore(list(asked.values()), (shard,), give_up - time.monotonic())
