@@ -75,6 +75,7 @@ def story(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "DYN_GPU_FT_ARENA_BYTES": "128MiB",
         "DYN_GPU_FT_LEDGER_BYTES": "1MiB",
         "DYN_GPU_FT_METRICS_PORT": str(metrics_port),
+        "DYN_GPU_FT_RESTORE_BY_COST": "false",  # a noisy machine may think that computing is quicker
     }
     flags = [*FLAGS.split(), "--served-model-name", "tiny"]
     server = Server(

@@ -37,12 +37,13 @@ class World:
         self.notes.write_bytes(bytes(work.BLOCKS + 1))
         self.mode = rng.choice(MODES)
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self, *, endless: bool = False) -> subprocess.Popen[bytes]:
         with self.notes.open("r+b") as file:
             file.seek(work.READY)
             file.write(b"\0")
         what = [str(Path(work.__file__)), core.__file__, str(self.path), str(self.notes)]
-        command = [sys.executable, "-S", *what, str(self.seed), self.mode]
+        mode = self.mode + "+endless" * endless
+        command = [sys.executable, "-S", *what, str(self.seed), mode]
         return subprocess.Popen(command, stderr=subprocess.PIPE)
 
     def await_ready(self, writer: subprocess.Popen[bytes]) -> None:
@@ -101,7 +102,9 @@ def test_no_durable_block_is_lost_or_wrong_when_writers_are_killed(
             world = World(folder, rng.randrange(2**32), rng)
         assert world is not None
         print(f"run {run}: seed {world.seed}, {world.mode}")
-        writer = world.start()
+        writer = world.start(
+            endless=rng.random() < 0.8
+        )  # others may be done before they are killed
         if rng.random() < 0.9:
             world.await_ready(writer)
         world.a_random_instant()

@@ -57,6 +57,9 @@ def run(version: str, folder: Path, *, ranks: int, shards: int, faults: str) -> 
     return [Turn(int(t), p, *map(int, (s, pid, a, n))) for t, p, s, pid, a, n in turns]
 
 
+@pytest.mark.parametrize(
+    "nvrx", [pytest.param("0.4.1", marks=pytest.mark.long), "0.7.0"], indirect=True
+)
 def test_survivors_keep_process_shard_and_weights_and_a_spare_takes_the_lost_shard(
     nvrx: str, tmp_path: Path
 ) -> None:

@@ -39,7 +39,7 @@ def test_every_single_fault_at_every_point_ends_as_it_has_to(shards: int) -> Non
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("shards", [1, 2, 3, 4])
+@pytest.mark.parametrize("shards", [1, 2, 3, pytest.param(4, marks=pytest.mark.long)])
 def test_every_pair_of_faults_at_every_two_points_ends_as_it_has_to(shards: int) -> None:
     began, count = time.monotonic(), 0
     for first, second in itertools.product(all_faults(shards), repeat=2):
