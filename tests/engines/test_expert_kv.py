@@ -11,6 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from dynamo_gpu_ft.events import NotProtectedEvent  # noqa: E402
 from tests.engines.expert_streams import Streams  # noqa: E402
 from tests.engines.expert_world import Drill, Fault, Oracle, judge  # noqa: E402
 from tests.engines.reference_world import BLOCK, tiny_mixtral  # noqa: E402
@@ -204,5 +205,7 @@ def test_without_an_arena_the_engine_serves_on_and_says_why(
     (memory_folder / "dynamo_gpu_ft-none-stage0.arena").mkdir()
     with Drill(model, memory_folder, ep=4, slots=4, name="none") as drill:
         assert all("none-stage0.arena" in why for why in drill.engine.group.not_protected.values())
+        [told] = {e.reason for e in drill.events if isinstance(e, NotProtectedEvent)}
+        assert "none-stage0.arena" in told
         judge(oracle, drill.run(4, [Fault("kill", "expert", 1)]), instant=True)
         assert facts(drill)["restored_tokens"] == 0

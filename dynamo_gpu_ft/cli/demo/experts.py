@@ -105,7 +105,7 @@ def engine(
     stream = EventStream(lambda event: events.append((time.monotonic(), event)))
     come_back = settings.get("in_place", True)
     chosen = {
-        "arena_dir": folder, "arena_name": f"demo{slots}{come_back}", "arena_bytes": "128MiB", "tail_every": 1, "max_restarts": 1000, "start_timeout_s": 300, **settings,
+        "arena_dir": folder, "arena_name": f"demo{slots}{come_back}", "arena_bytes": "128MiB", "ledger_bytes": "1MiB", "tail_every": 1, "max_restarts": 1000, "start_timeout_s": 300, **settings,
     }  # fmt: skip
     options = Options(
         model=str(setup.model), ep=setup.ranks, slots=slots, name="demo", settings=chosen

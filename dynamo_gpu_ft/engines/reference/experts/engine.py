@@ -30,7 +30,7 @@ from dynamo_gpu_ft.engines.reference.options import Options
 from dynamo_gpu_ft.engines.reference.sampling import Sampling
 from dynamo_gpu_ft.engines.reference.shard import DTYPES
 from dynamo_gpu_ft.errors import ConfigError
-from dynamo_gpu_ft.events import EventStream
+from dynamo_gpu_ft.events import EventStream, NotProtectedEvent
 from dynamo_gpu_ft.experts.gap import Gap
 from dynamo_gpu_ft.experts.loads import Loads
 from dynamo_gpu_ft.recovery.group.plan import Kind, Policy
@@ -92,6 +92,9 @@ class ExpertEngine(Driver):
 
     def _start(self) -> None:
         super()._start()
+        for why in sorted(set(self.group.not_protected.values()) - {""}):
+            if self.config.snapshot:
+                self._events.emit(NotProtectedEvent(reason=why))
         self.mending.begin(owed=False)
 
     # -- requests ------------------------------------------------------------------------------------------------------------
